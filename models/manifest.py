@@ -1,0 +1,142 @@
+"""The bundle's manifest: what a model can do and which files it consists of. Imports no torch, so the gateway reads it too."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+Task = Literal["generate", "edit", "variation", "encode", "decode"]
+
+
+class BundleError(ValueError):
+    """The bundle directory is missing, incomplete, altered or of another schema version."""
+
+
+class BundleFile(BaseModel):
+    """One file of the bundle, path relative to its directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    sha256: str
+    bytes: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """Contents of `manifest.json`. Sizes in pixels, shapes without the batch axis."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9._-]+$")
+    description: str = ""
+    licence: str = "Apache-2.0"
+    tasks: list[Task] = Field(min_length=1)
+    image_size: tuple[int, int] = Field(description="height, width")
+    latent_shape: tuple[int, int, int] = Field(description="channels, height, width")
+    latents_mean: list[float] = Field(description="one value, or one per channel")
+    latents_std: list[float] = Field(description="one value, or one per channel")
+    timestep_shift: float = Field(ge=1)
+    default_steps: int = Field(default=20, ge=1)
+    max_steps: int = Field(default=100, ge=1)
+    default_guidance_scale: float = Field(default=1.0, ge=0)
+    default_image_guidance_scale: float = Field(default=1.0, ge=0)
+    sampler: str = "euler"
+    max_prompt_tokens: int = Field(default=32, ge=1)
+    vocabulary_file: str | None = None
+    class_names: list[str] | None = None
+    model: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="module name -> its config's fields"
+    )
+    training: dict[str, Any] = Field(default_factory=dict)
+    draws: dict[str, Any] = Field(
+        default_factory=dict, description="what the model was trained to draw"
+    )
+    quality: dict[str, Any] = Field(default_factory=dict, description="measured by `evaluate`")
+    files: list[BundleFile] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        channels = self.latent_shape[0]
+        for name in ("latents_mean", "latents_std"):
+            count = len(getattr(self, name))
+            if count not in (1, channels):
+                raise ValueError(f"{name} holds {count} values, expected 1 or {channels}")
+        if min(*self.image_size, *self.latent_shape) < 1:
+            raise ValueError("image_size and latent_shape must be positive")
+        return self
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Manifest of the bundle in `directory`.
+
+    Raises:
+        BundleError: no manifest there, not JSON, or fields that do not fit the schema.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{directory} is not a bundle: it holds no {MANIFEST_NAME}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} is not valid JSON: {error}") from None
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: field {field or '(root)'}: {first['msg']}") from None
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` atomically, leaving its file list as it is."""
+    path = directory / MANIFEST_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def list_files(directory: Path, names: Iterable[str]) -> list[BundleFile]:
+    """Size and SHA-256 of the named files of a bundle."""
+    return [
+        BundleFile(
+            path=name,
+            sha256=sha256_of(directory / name),
+            bytes=(directory / name).stat().st_size,
+        )
+        for name in sorted(names)
+    ]
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Check every listed file against its size and SHA-256.
+
+    Raises:
+        BundleError: names every file that is missing or altered.
+    """
+    problems = []
+    for file in manifest.files:
+        path = directory / file.path
+        if not path.is_file():
+            problems.append(f"{file.path} is missing")
+        elif path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
+            problems.append(f"{file.path} differs from its SHA-256 in the manifest")
+    if problems:
+        raise BundleError(f"bundle {directory}: " + "; ".join(problems))
