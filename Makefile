@@ -1,0 +1,51 @@
+# Every target sets itself up from a fresh clone, in .venv, with the exact versions of
+# constraints.txt. The stamp files below make the second call start at once.
+#
+#   PYTHON       the interpreter that .venv is made from (3.11 or newer)
+#   TORCH_INDEX  one more package index, for torch only. Empty: the default index, which on Linux
+#                has the CUDA build; https://download.pytorch.org/whl/cpu has the smaller CPU build.
+#   ARGS         passed on to the command: make serve ARGS="--port 9000"
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+VERSIONS := pyproject.toml constraints.txt
+
+# OpenMP threads that spin while they wait stall each other on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: serve test check bench
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/.stamp-serve
+	$(BIN)/rpiae serve $(ARGS)
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.stamp-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+# torch comes first and pinned: whatever is installed after it then leaves it alone.
+$(VENV)/.stamp-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rpiae needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
+	touch $@
+
+$(VENV)/.stamp-serve: $(VENV)/.stamp-torch $(VERSIONS)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(VERSIONS)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	touch $(VENV)/.stamp-serve $@
