@@ -48,7 +48,7 @@ def ground_samples(style: str, colors: tuple[str, ...], scene: str | None) -> tu
 
 
 def _rgb(values: NDArray[np.float64]) -> Rgb:
-    red, green, blue = (int(round(float(value))) for value in values)
+    red, green, blue = (round(float(value)) for value in values)
     return (red, green, blue)
 
 
@@ -64,7 +64,7 @@ def paint_background(
         return _paint_scene(scene, texture, image_size)
     first = np.array(COLORS[colors[0]], dtype=np.float64)
     second = np.array(COLORS[colors[-1]], dtype=np.float64)
-    share = np.clip(_second_share(style, image_size), 0, 1)[..., None]
+    share = _second_share(style, image_size)[..., None]
     image = np.rint(first + (second - first) * share).astype(np.uint8)
     image.setflags(write=False)
     return image
@@ -76,20 +76,23 @@ def _second_share(style: str, image_size: int) -> NDArray[np.float64]:
     y, x = np.mgrid[0:size, 0:size] + 0.5
     cell = size * _CELL_SHARE
     if style == "plain":
-        return np.zeros((size, size))
-    if style == "gradient":
-        return (y - 0.5) / (size - 1)
-    if style == "stripes":
-        return np.floor(x / cell) % 2
-    if style == "checkers":
-        return (np.floor(x / cell) + np.floor(y / cell)) % 2
-    if style == "dots":
-        distance = np.hypot(x % cell - cell / 2, y % cell - cell / 2)
-        return np.clip(cell * 0.24 - distance + 0.5, 0, 1)
-    raise ValueError(f"unknown background style {style!r}")
+        share = np.zeros((size, size))
+    elif style == "gradient":
+        share = (y - 0.5) / (size - 1)
+    elif style == "stripes":
+        share = np.floor(x / cell) % 2
+    elif style == "checkers":
+        share = (np.floor(x / cell) + np.floor(y / cell)) % 2
+    elif style == "dots":
+        share = cell * 0.24 + 0.5 - np.hypot(x % cell - cell / 2, y % cell - cell / 2)
+    else:
+        raise ValueError(f"unknown background style {style!r}")
+    return np.asarray(share.clip(0, 1), dtype=np.float64)
 
 
-def _smooth_noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> NDArray[np.float64]:
+def _smooth_noise(
+    rng: np.random.Generator, size: int, rows: int, columns: int
+) -> NDArray[np.float64]:
     """(size, size) in [0, 1]: random values on a coarse grid, interpolated with cosine weights."""
     grid = rng.random((rows + 1, columns + 1))
 

@@ -50,7 +50,9 @@ def build_atlas(font_path: Path, folder: Path) -> None:
         atlas.paste(draw_thing(font, code_point), (x, y))
         cells.append({"name": name, "code_point": f"U+{code_point:X}", "x": x, "y": y})
     atlas.save(folder / "things.png", optimize=True)
-    (folder / "things.json").write_text(json.dumps({"cell": CELL, "things": cells}, indent=1) + "\n")
+    (folder / "things.json").write_text(
+        json.dumps({"cell": CELL, "things": cells}, indent=1) + "\n"
+    )
 
 
 def main() -> int:

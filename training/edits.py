@@ -54,7 +54,11 @@ _TEMPLATES = {
     ),
     "remove": ("remove {item}", "delete {item}", "take away {item}", "erase {item}"),
     "add": ("add {new} {place}", "put {new} {place}", "draw {new} {place}", "{place} add {new}"),
-    "move": ("move {item} to the {position}", "put {item} {place}", "shift {item} to the {position}"),
+    "move": (
+        "move {item} to the {position}",
+        "put {item} {place}",
+        "shift {item} to the {position}",
+    ),
     "resize": ("make {item} {change}", "make {item} look {change}"),
 }
 _LARGER, _SMALLER = ("larger", "bigger"), ("smaller",)
@@ -118,7 +122,9 @@ def _background(rng: np.random.Generator, world: World) -> EditTriple | None:
     words = background_words(rng, background)
     short = words.replace("plain ", "").replace(" background", "", 1)
     if background.style in ("stripes", "dots", "checkers", "gradient"):
-        short = with_article(words)  # "change the background to red and white striped" is no English
+        short = with_article(
+            words
+        )  # "change the background to red and white striped" is no English
     text = _say(rng, "background", short=short, background=with_article(words))
     target = replace(scene, background=background)
     return EditTriple(kind="background", source=scene, target=target, instruction=text)
@@ -184,7 +190,7 @@ def _move(rng: np.random.Generator, world: World) -> EditTriple | None:
 
 
 def _resize(rng: np.random.Generator, world: World) -> EditTriple | None:
-    # A small item always fits where a large one stands, so both directions start from the large one.
+    # A small item always fits where a large one stands, so both ways start from the large one.
     scene, index = _sample_source(rng, world)
     item = scene.items[index]
     if item.size != "large":

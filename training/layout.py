@@ -100,7 +100,9 @@ def place(
         occupied = list(taken)
         for spot in spots:
             last = attempt == 8
-            center = anchor(spot[0], spot[1], image_size) if last else jittered(rng, spot, image_size)
+            center = (
+                anchor(spot[0], spot[1], image_size) if last else jittered(rng, spot, image_size)
+            )
             if not all(apart(center, spot[2], *other) for other in occupied):
                 break
             occupied.append((center, spot[2]))

@@ -1,7 +1,7 @@
 """What a sticker can show: the names of shapes and of everyday things, and their plurals.
 
-The atlas of things is made from `THING_CODE_POINTS` by `training/build_sprites.py`; its cells follow
-the order of `THINGS`, so a new thing is appended, never inserted.
+The atlas of things is made from `THING_CODE_POINTS` by `training/build_sprites.py`; its cells
+follow the order of `THINGS`, so a new thing is appended, never inserted.
 """
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "ring", "cross")

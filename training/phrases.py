@@ -11,7 +11,8 @@ import numpy as np
 from training.layout import COLUMN, PAIRS, POSITIONS, ROW
 from training.nouns import SHAPES, THINGS, plural
 from training.palette import COLORS
-from training.stickers import Background, Item, pick
+from training.scenes import Background, Item
+from training.stickers import pick
 
 SIZE_WORDS = {"large": ("large", "big"), "small": ("small", "little")}
 NUMBER_WORDS = {2: "two", 3: "three"}

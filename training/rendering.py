@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from training.backgrounds import NUM_TEXTURES, paint_background
 from training.nouns import SHAPES, THINGS
 from training.palette import COLORS
+from training.scenes import Item, Scene
 from training.sprites import OPAQUE, Sprite, mask_box, sprite
-from training.stickers import Item, Scene
 
 PATCH_KINDS = ("background", *SHAPES, *THINGS)
 
@@ -36,10 +36,11 @@ class Rendering:
 class PatchLabels:
     """What each of the N patches shows, row by row.
 
-    kind: (N,) int64 index into `PATCH_KINDS`, of the item that covers most of the patch, and
-    background (0) where no item covers MIN_PATCH_SHARE of it; color: (N,) int64, 0 for none (background
-    and things), else 1 + index into COLORS; background: index into COLORS of the main colour;
-    coverage: (N,) float32 in [0, 1], the share that items cover.
+    kind: (N,) int64 index into `PATCH_KINDS`, of the item that covers most of the patch;
+    background (0) where no item covers MIN_PATCH_SHARE of it.
+    color: (N,) int64, 1 + index into COLORS; 0 for background and things.
+    background: index into COLORS of the background's main colour.
+    coverage: (N,) float32 in [0, 1], the share of the patch that items cover.
     """
 
     kind: NDArray[np.int64]

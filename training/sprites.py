@@ -1,8 +1,8 @@
 """Sprites: the coverage and colours of one shape or thing at one size and angle.
 
 Shapes are drawn from their inside tests, supersampled; things come from the committed atlas
-`training/data/things.png`, whose cells are listed in `things.json`. Coverage is an integer from 0 to
-`OPAQUE`, so that compositing stays in 16-bit integers: (colour - ground) * coverage fits.
+`training/data/things.png`, whose cells are listed in `things.json`. Coverage is an integer from 0
+to `OPAQUE`, so that compositing stays in 16-bit integers: (colour - ground) * coverage fits.
 """
 
 import json
@@ -21,10 +21,12 @@ OPAQUE = 128
 
 _DATA = Path(__file__).parent / "data"
 _SUPERSAMPLING = 4
-# A thing fills this share of its box, so that its corners stay inside when it is turned by 8 degrees.
+# A thing fills this share of its box, so that its corners stay inside when turned by 8 degrees.
 _THING_FILL = 0.88
 
-InsideTest = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.bool_]]
+Plane = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+InsideTest = Callable[[Plane, Plane], Mask]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,11 @@ class Sprite:
     side: int
     coverage: NDArray[np.int16]
     colors: NDArray[np.int16] | None
-    mask: NDArray[np.bool_]
+    mask: Mask
     box: tuple[int, int, int, int]
 
 
-def _star(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _star(x: Plane, y: Plane) -> Mask:
     # All ten edges fold onto one: from a tip at angle 0 to the notch at angle 36 degrees.
     tip, notch, sector = 0.98, 0.43, 2 * np.pi / 5
     y = y - 0.06  # the drawing of a five-pointed star is higher than it is deep
@@ -52,12 +54,14 @@ def _star(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
     radius = np.hypot(x, y)
     along, across = radius * np.cos(angle), radius * np.sin(angle)
     notch_along, notch_across = notch * np.cos(sector / 2), notch * np.sin(sector / 2)
-    return (tip - along) * notch_across >= (tip - notch_along) * across
+    inside: Mask = (tip - along) * notch_across >= (tip - notch_along) * across
+    return inside
 
 
-def _heart(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _heart(x: Plane, y: Plane) -> Mask:
     u, v = x * 1.24, 0.12 - y * 1.22
-    return (u * u + v * v - 1) ** 3 - u * u * v**3 <= 0
+    inside: Mask = (u * u + v * v - 1) ** 3 - u * u * v**3 <= 0
+    return inside
 
 
 # Inside tests in a box from -1 to 1, y pointing down. Squares stand, diamonds are slim: they stay
@@ -70,19 +74,21 @@ _INSIDE: dict[str, InsideTest] = {
     "heart": _heart,
     "diamond": lambda x, y: np.abs(x) / 0.66 + np.abs(y) / 0.97 <= 1,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.7) <= 0.24,
-    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) <= 0.27)
-    & (np.maximum(np.abs(x), np.abs(y)) <= 0.88),
+    "cross": lambda x, y: (
+        (np.minimum(np.abs(x), np.abs(y)) <= 0.27) & (np.maximum(np.abs(x), np.abs(y)) <= 0.88)
+    ),
 }
 
 
-def _shape_coverage(kind: str, side: int, angle: float) -> NDArray[np.float32]:
+def _shape_coverage(kind: str, side: int, angle: float) -> Plane:
     num = side * _SUPERSAMPLING
     axis = ((np.arange(num, dtype=np.float32) + 0.5) * 2 / num - 1).astype(np.float32)
     x, y = axis[None, :], axis[:, None]
     cos, sin = np.float32(np.cos(np.radians(angle))), np.float32(np.sin(np.radians(angle)))
     inside = _INSIDE[kind](x * cos + y * sin, y * cos - x * sin)
     blocks = inside.reshape(side, _SUPERSAMPLING, side, _SUPERSAMPLING)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    coverage: Plane = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return coverage
 
 
 @cache
@@ -111,7 +117,7 @@ def thing_image(kind: str) -> Image.Image:
     return image.crop((x, y, x + cell, y + cell))
 
 
-def _thing_pixels(kind: str, side: int, angle: float) -> NDArray[np.float32]:
+def _thing_pixels(kind: str, side: int, angle: float) -> Plane:
     """(side, side, 4) in [0, 255], colours premultiplied by alpha."""
     inner = round(side * _THING_FILL)
     drawing = thing_image(kind).convert("RGBa").resize((inner, inner), Image.Resampling.LANCZOS)
@@ -122,7 +128,7 @@ def _thing_pixels(kind: str, side: int, angle: float) -> NDArray[np.float32]:
     return np.asarray(canvas, dtype=np.float32)
 
 
-def mask_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def mask_box(mask: Mask) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the true pixels of a (H, W) mask, x1 and y1 exclusive; zeros if none is."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -143,7 +149,7 @@ def sprite(kind: str, side: int, angle: float) -> Sprite:
         share = _shape_coverage(kind, side, angle)
     else:
         pixels = _thing_pixels(kind, side, angle)
-        share = pixels[..., 3] / 255
+        share = pixels[..., 3] / np.float32(255)
         opaque_rgb = pixels[..., :3] / np.maximum(share, 1 / 255)[..., None]
         colors = np.clip(np.rint(opaque_rgb), 0, 255).astype(np.int16)
     coverage = np.rint(share * OPAQUE).astype(np.int16)

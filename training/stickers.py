@@ -1,11 +1,9 @@
-"""The world of stickers: what a scene holds, what a world may draw, and how scenes are sampled.
+"""Sampling of sticker scenes, and the front door to their vocabulary and descriptions.
 
-A scene is a description, and the only source of its picture, its caption and its labels. Every
-random choice takes a `numpy.random.Generator`, so a seed decides a data set.
+Every random choice takes a `numpy.random.Generator`, so a seed decides a data set.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,13 +14,31 @@ from training.contrast import colors_on, things_on
 from training.layout import COLUMN, PAIR_AND_ONE, PAIRS, POSITIONS, ROW, TRIPLES, extents, place
 from training.nouns import SHAPES, THINGS
 from training.palette import COLORS, colors_contrast
+from training.scenes import (
+    FULL_WORLD,
+    SHAPES_WORLD,
+    SIZES,
+    Background,
+    Item,
+    Scene,
+    World,
+)
 
-__all__ = ["COLORS", "FULL_WORLD", "POSITIONS", "SHAPES", "SHAPES_WORLD", "SIZES", "THINGS"]
-
-SIZES = ("small", "large")
-BACKGROUND_STYLES = ("plain", "gradient", "stripes", "dots", "checkers", "scene")
-SCENES = tuple(SCENE_MAIN_COLOR)
-EDIT_KINDS = ("recolour", "background", "replace", "remove", "add", "move", "resize")
+__all__ = [
+    "COLORS",
+    "FULL_WORLD",
+    "POSITIONS",
+    "SHAPES",
+    "SHAPES_WORLD",
+    "SIZES",
+    "THINGS",
+    "Background",
+    "Item",
+    "Scene",
+    "World",
+    "drawable",
+    "sample_scene",
+]
 
 _SHAPE_ANGLES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 # Fewer turns for things: there are many of them, and each turned sprite is kept in memory.
@@ -34,115 +50,6 @@ _NUM_ITEMS_CUTS = {1: (1.0,), 2: (0.5, 1.0), 3: (0.45, 0.8, 1.0)}
 _MAX_ATTEMPTS = 1000
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One sticker. `center` (x, y) and `extent`, the side of its box, in pixels; `angle` in degrees.
-
-    `color` is None for a thing, which has its own colours.
-    """
-
-    kind: str
-    color: str | None
-    size: str
-    position: str
-    center: tuple[float, float]
-    extent: float
-    angle: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Background:
-    """`colors` starts with the main colour; `scene` is set for the style "scene" alone."""
-
-    style: str
-    colors: tuple[str, ...]
-    scene: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """A picture as a description. `seed` decides the texture of a background scene."""
-
-    background: Background
-    items: tuple[Item, ...]
-    image_size: int = 128
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """What may be drawn. Raises ValueError, naming the field, for anything that cannot be."""
-
-    shapes: tuple[str, ...]
-    colors: tuple[str, ...]
-    things: tuple[str, ...]
-    sizes: tuple[str, ...]
-    positions: tuple[str, ...]
-    background_styles: tuple[str, ...]
-    scenes: tuple[str, ...]
-    max_items: int
-    edit_kinds: tuple[str, ...]
-    image_size: int = 128
-    same_kind_counts: bool
-
-    def __post_init__(self) -> None:
-        known: dict[str, Sequence[str]] = {
-            "shapes": SHAPES,
-            "colors": tuple(COLORS),
-            "things": THINGS,
-            "sizes": SIZES,
-            "positions": POSITIONS,
-            "background_styles": BACKGROUND_STYLES,
-            "scenes": SCENES,
-            "edit_kinds": EDIT_KINDS,
-        }
-        for field, names in known.items():
-            chosen = getattr(self, field)
-            unknown = [name for name in chosen if name not in names]
-            if unknown:
-                raise ValueError(f"{field}: cannot draw {unknown}; choose from {list(names)}")
-            if len(set(chosen)) != len(chosen):
-                raise ValueError(f"{field}: {list(chosen)} names something twice")
-        for field in ("sizes", "positions", "background_styles", "colors"):
-            if not getattr(self, field):
-                raise ValueError(f"{field} must not be empty")
-        if not self.shapes and not self.things:
-            raise ValueError("shapes and things are both empty: there is nothing to draw")
-        if not 1 <= self.max_items <= 3:
-            raise ValueError(f"max_items must be 1, 2 or 3, got {self.max_items}")
-        if ("scene" in self.background_styles) != bool(self.scenes):
-            raise ValueError("scenes and the background style 'scene' need each other")
-        if self.image_size < 64 or self.image_size % 16:
-            raise ValueError(f"image_size must be a multiple of 16 from 64, got {self.image_size}")
-
-
-SHAPES_WORLD = World(
-    shapes=SHAPES,
-    colors=tuple(COLORS),
-    things=(),
-    sizes=("large",),
-    positions=POSITIONS,
-    background_styles=("plain",),
-    scenes=(),
-    max_items=2,
-    edit_kinds=("recolour", "background", "replace", "remove", "add"),
-    same_kind_counts=False,
-)
-
-FULL_WORLD = World(
-    shapes=SHAPES,
-    colors=tuple(COLORS),
-    things=THINGS,
-    sizes=SIZES,
-    positions=POSITIONS,
-    background_styles=BACKGROUND_STYLES,
-    scenes=SCENES,
-    max_items=3,
-    edit_kinds=EDIT_KINDS,
-    same_kind_counts=True,
-)
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -189,9 +96,7 @@ def sample_background(rng: np.random.Generator, world: World) -> Background:
 
 
 @lru_cache(maxsize=1024)
-def _choices(
-    background: Background, world: World
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _choices(background: Background, world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Colours and things of the world that stand out on the background."""
     grounds = ground_samples(background.style, background.colors, background.scene)
     colors = colors_on(background.colors, grounds)
@@ -242,6 +147,7 @@ def _arrange(
     rng: np.random.Generator, num_items: int, num_different: int, all_small: bool
 ) -> tuple[str, ...]:
     """Positions for the items. Equal items stand so that a caption can say how."""
+    group: tuple[str, ...]
     if num_items == 2:
         group = pick(rng, PAIRS if num_different == 2 else PAIRS[:2])
     elif num_different == 2:
