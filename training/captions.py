@@ -11,7 +11,8 @@ from training.edits import instruction_words
 from training.layout import PAIR_AND_ONE
 from training.phrases import (
     FORMATIONS,
-    PLACE_PREPOSITIONS,
+    NUMBER_WORDS,
+    PREPOSITIONS,
     RELATIONS,
     background_words,
     item_phrase,
@@ -19,6 +20,7 @@ from training.phrases import (
     on_background,
     phrase_words,
     place_phrase,
+    relation_phrase,
     template_words,
 )
 from training.stickers import Item, Scene, pick
@@ -28,6 +30,9 @@ MAX_WORDS = 22
 _OMIT_BACKGROUND_SHARE = 0.2
 _OMIT_PLACES_SHARE = 0.2
 
+_OPENING_SHARE = 0.12
+
+_OPENINGS = ("a picture of {text}", "an image of {text}", "a drawing of {text}")
 _ONE_TEMPLATES = ("{item} {place}", "{item} {place}", "{place} {item}")
 _EACH_TEMPLATES = ("{a} {at_a} and {b} {at_b}", "{at_a} {a} and {at_b} {b}")
 _WHOLE_TEMPLATES = (
@@ -54,9 +59,13 @@ def caption(scene: Scene, rng: np.random.Generator, *, complete: bool = False) -
         return background_words(rng, scene.background)
     items = _items_clause(rng, scene.items) if with_places else _items_only(rng, scene.items)
     text = _with_background(rng, scene, items) if with_background else items
-    if len(text.split()) <= MAX_WORDS:
-        return text
-    return _short(rng, scene)
+    if not complete and rng.random() < _OPENING_SHARE and not _starts_with_place(text):
+        text = pick(rng, _OPENINGS).format(text=text)
+    return text if len(text.split()) <= MAX_WORDS else _short(rng, scene)
+
+
+def _starts_with_place(text: str) -> bool:
+    return text.split(maxsplit=1)[0] in PREPOSITIONS
 
 
 def _with_background(rng: np.random.Generator, scene: Scene, items: str) -> str:
@@ -64,7 +73,7 @@ def _with_background(rng: np.random.Generator, scene: Scene, items: str) -> str:
     template = pick(rng, _WHOLE_TEMPLATES)
     words = background_words(rng, background)
     # No "background with on the left a star", no "background with white dots with a star".
-    if items.split()[0] in PLACE_PREPOSITIONS or " with " in words:
+    if _starts_with_place(items) or " with " in words:
         template = _WHOLE_TEMPLATES[0]
     return template.format(
         items=items, background=words, on_background=on_background(rng, background)
@@ -119,7 +128,7 @@ def _two_items(rng: np.random.Generator, items: tuple[Item, ...]) -> str:
     a, b = item_phrase(rng, first), item_phrase(rng, second)
     relation = RELATIONS.get((first.position, second.position))
     if relation is not None and rng.random() < 0.7:
-        return f"{a} {relation} {b}"
+        return f"{a} {relation_phrase(rng, relation)} {b}"
     at_a, at_b = place_phrase(rng, first.position), place_phrase(rng, second.position)
     return pick(rng, _EACH_TEMPLATES).format(a=a, b=b, at_a=at_a, at_b=at_b)
 
@@ -131,17 +140,19 @@ def _pair_and_one(rng: np.random.Generator, groups: list[list[Item]]) -> str:
     single_phrase = item_phrase(rng, single)
     for relation, (one, two, opposite) in PAIR_AND_ONE.items():
         if positions == {one, two} and single.position == opposite:
-            return f"{pair_phrase} {relation} {single_phrase}"
+            return f"{pair_phrase} {relation_phrase(rng, relation)} {single_phrase}"
     places = _join([place_phrase(rng, item.position) for item in pair])
     return f"{pair_phrase} {places} and {single_phrase} {place_phrase(rng, single.position)}"
 
 
 def _short(rng: np.random.Generator, scene: Scene) -> str:
     """Every fact in at most MAX_WORDS words, without articles."""
-    phrases = [
-        _SHORT_TEMPLATE.format(words=item_words(rng, item), position=item.position)
-        for item in scene.items
-    ]
+    phrases = []
+    for group in _groups(scene.items):
+        words = item_words(rng, group[0], len(group))
+        number = f"{NUMBER_WORDS[len(group)]} " if len(group) > 1 else ""
+        positions = _join([item.position for item in group])
+        phrases.append(_SHORT_TEMPLATE.format(words=number + words, position=positions))
     background = min(
         (background_words(rng, scene.background) for _ in range(4)), key=lambda words: len(words)
     )
@@ -151,6 +162,7 @@ def _short(rng: np.random.Generator, scene: Scene) -> str:
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption or an editing instruction can hold, sorted."""
     templates = (
+        *_OPENINGS,
         *_ONE_TEMPLATES,
         *_EACH_TEMPLATES,
         *_WHOLE_TEMPLATES,

@@ -16,6 +16,7 @@ from training.phrases import (
     item_words,
     place_phrase,
     reference,
+    relation_phrase,
     template_words,
     with_article,
 )
@@ -162,7 +163,7 @@ def _add(rng: np.random.Generator, world: World) -> EditTriple | None:
         other = source.items[0]
         relation = RELATIONS.get((item.position, other.position))
         if relation is not None:
-            where = f"{relation} {reference(rng, other, source.items)}"
+            where = f"{relation_phrase(rng, relation)} {reference(rng, other, source.items)}"
     text = _say(rng, "add", new=with_article(item_words(rng, item)), place=where)
     return EditTriple(kind="add", source=source, target=target, instruction=text)
 

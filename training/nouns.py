@@ -20,7 +20,7 @@ THING_CODE_POINTS = {
     "apple": 0x1F34E, "pear": 0x1F350, "banana": 0x1F34C, "lemon": 0x1F34B,
     "watermelon": 0x1F349, "strawberry": 0x1F353, "pineapple": 0x1F34D, "tomato": 0x1F345,
     "eggplant": 0x1F346, "carrot": 0x1F955, "mushroom": 0x1F344, "avocado": 0x1F951,
-    "bread": 0x1F35E, "hamburger": 0x1F354, "pizza": 0x1F355, "hotdog": 0x1F32D,
+    "loaf": 0x1F35E, "hamburger": 0x1F354, "pizza": 0x1F355, "hotdog": 0x1F32D,
     "taco": 0x1F32E, "donut": 0x1F369, "cookie": 0x1F36A, "cake": 0x1F382, "cupcake": 0x1F9C1,
     "lollipop": 0x1F36D, "pretzel": 0x1F968,
     "tree": 0x1F333, "palm": 0x1F334, "cactus": 0x1F335, "sunflower": 0x1F33B, "rose": 0x1F339,
@@ -41,9 +41,9 @@ THINGS = tuple(THING_CODE_POINTS)
 
 _IRREGULAR_PLURALS = {
     "mouse": "mice", "butterfly": "butterflies", "ladybug": "ladybugs", "fish": "fish",
-    "strawberry": "strawberries", "leaf": "leaves", "bread": "breads", "cactus": "cacti",
-    "trophy": "trophies", "fox": "foxes", "tomato": "tomatoes", "octopus": "octopuses",
-    "bus": "buses", "cross": "crosses",
+    "strawberry": "strawberries", "leaf": "leaves", "loaf": "loaves", "cactus": "cacti",
+    "trophy": "trophies", "snowman": "snowmen", "fox": "foxes", "tomato": "tomatoes",
+    "octopus": "octopuses", "bus": "buses", "cross": "crosses",
 }  # fmt: skip
 
 

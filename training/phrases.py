@@ -17,6 +17,9 @@ from training.stickers import pick
 SIZE_WORDS = {"large": ("large", "big"), "small": ("small", "little")}
 NUMBER_WORDS = {2: "two", 3: "three"}
 _LARGE_NAMED_SHARE = 0.2
+# People leave articles out, and write "one" for "a".
+_NO_ARTICLE_SHARE = 0.12
+_ONE_SHARE = 0.12
 
 PLACES = {
     "left": ("on the left", "at the left", "on the left side"),
@@ -30,7 +33,6 @@ PLACES = {
     "bottom right": ("in the bottom right corner", "at the bottom right", "in the bottom right"),
 }
 
-PLACE_PREPOSITIONS = frozenset(options[0].split()[0] for options in PLACES.values())
 
 # The first of two items at these positions stands so to the second.
 RELATIONS = {
@@ -38,6 +40,12 @@ RELATIONS = {
     ("right", "left"): "to the right of",
     ("top", "bottom"): "above",
     ("bottom", "top"): "below",
+}
+_RELATION_WORDS = {
+    "to the left of": ("to the left of", "to the left of", "left of"),
+    "to the right of": ("to the right of", "to the right of", "right of"),
+    "above": ("above", "above", "over"),
+    "below": ("below", "below", "under"),
 }
 
 # How equal items stand, by the set of their positions.
@@ -65,6 +73,9 @@ SCENE_PLACES = {
 }
 ON_BACKGROUND = ("on {background}", "against {background}")
 
+# What a phrase that says where, and not what, starts with.
+PREPOSITIONS = frozenset(("on", "at", "in", "against"))
+
 
 def with_article(phrase: str) -> str:
     """`a red circle`, `an orange star`, `an owl`, `a unicorn`."""
@@ -83,11 +94,14 @@ def item_words(rng: np.random.Generator, item: Item, number: int = 1) -> str:
 
 
 def item_phrase(rng: np.random.Generator, item: Item, number: int = 1) -> str:
-    """`a red circle`, `one red circle`, `two small cats`."""
+    """`a red circle`, `one red circle`, `red circle`, `two small cats`."""
     words = item_words(rng, item, number)
     if number > 1:
         return f"{NUMBER_WORDS[number]} {words}"
-    return f"one {words}" if rng.random() < 0.15 else with_article(words)
+    chance = rng.random()
+    if chance < _ONE_SHARE:
+        return f"one {words}"
+    return words if chance < _ONE_SHARE + _NO_ARTICLE_SHARE else with_article(words)
 
 
 def reference(rng: np.random.Generator, item: Item, items: Sequence[Item]) -> str:
@@ -103,6 +117,11 @@ def place_phrase(rng: np.random.Generator, position: str) -> str:
     return pick(rng, PLACES[position])
 
 
+def relation_phrase(rng: np.random.Generator, relation: str) -> str:
+    """A value of RELATIONS, or a synonym of it."""
+    return pick(rng, _RELATION_WORDS[relation])
+
+
 def background_words(rng: np.random.Generator, background: Background) -> str:
     """The background without article: `blue background`, `red and white striped background`."""
     return pick(rng, BACKGROUND_TEMPLATES[background.style]).format(
@@ -114,7 +133,8 @@ def on_background(rng: np.random.Generator, background: Background) -> str:
     """`on a blue background`, `against a night background`, `in the snow`."""
     if background.scene is not None and rng.random() < 0.5:
         return SCENE_PLACES[background.scene]
-    phrase = with_article(background_words(rng, background))
+    words = background_words(rng, background)
+    phrase = words if rng.random() < _NO_ARTICLE_SHARE else with_article(words)
     return pick(rng, ON_BACKGROUND).format(background=phrase)
 
 
@@ -122,9 +142,11 @@ def phrase_words() -> set[str]:
     """Every word that a phrase of this module can hold."""
     phrases: list[str] = ["a an one the", *NUMBER_WORDS.values(), *COLORS, *POSITIONS]
     phrases += [*SHAPES, *THINGS, *map(plural, (*SHAPES, *THINGS))]
-    for options in (*SIZE_WORDS.values(), *PLACES.values(), *BACKGROUND_TEMPLATES.values()):
+    for options in (*SIZE_WORDS.values(), *PLACES.values(), *_RELATION_WORDS.values()):
         phrases += options
-    phrases += [*RELATIONS.values(), *FORMATIONS.values(), *SCENE_PLACES, *SCENE_PLACES.values()]
+    for options in BACKGROUND_TEMPLATES.values():
+        phrases += options
+    phrases += [*FORMATIONS.values(), *SCENE_PLACES, *SCENE_PLACES.values()]
     phrases += ON_BACKGROUND
     return template_words(phrases)
 
