@@ -22,7 +22,7 @@ OPAQUE = 128
 _DATA = Path(__file__).parent / "data"
 _SUPERSAMPLING = 4
 # A thing fills this share of its box, so that its corners stay inside when turned by 8 degrees.
-_THING_FILL = 0.88
+_THING_FILL = 0.86
 
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -69,7 +69,7 @@ def _heart(x: Plane, y: Plane) -> Mask:
 _INSIDE: dict[str, InsideTest] = {
     "circle": lambda x, y: np.hypot(x, y) <= 0.94,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) <= 0.82,
-    "triangle": lambda x, y: (y <= 0.74) & (np.abs(x) * 1.72 <= (y + 0.92) * 0.98),
+    "triangle": lambda x, y: (y <= 0.72) & (np.abs(x) * 1.64 <= (y + 0.92) * 0.88),
     "star": _star,
     "heart": _heart,
     "diamond": lambda x, y: np.abs(x) / 0.66 + np.abs(y) / 0.97 <= 1,
