@@ -1,4 +1,7 @@
-"""The bundle's manifest: what a model can do and which files it consists of. Imports no torch, so the gateway reads it too."""
+"""The bundle's manifest: what a model can do and which files it consists of.
+
+Imports no torch, so that the gateway can read it.
+"""
 
 import hashlib
 import json

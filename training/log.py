@@ -1,0 +1,66 @@
+"""A run's record: JSON lines, tensorboard curves, a progress bar."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Context manager around a training loop; averages what is logged over `every` steps."""
+
+    def __init__(self, directory: Path, name: str, num_steps: int, every: int = 20) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = (directory / "curves.jsonl").open("a", encoding="utf-8")
+        self._directory = directory
+        self._name, self._num_steps, self._every = name, num_steps, every
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            refresh_per_second=1,
+        )
+
+    def __enter__(self) -> Self:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._directory / "tensorboard"))
+        self._progress.start()
+        self._task = self._progress.add_task(self._name, total=self._num_steps, note="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._writer.close()
+        self._file.close()
+
+    def step(self, step: int, num_samples: int, **values: float) -> None:
+        """Record one step's numbers; `step` counts from 0."""
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._count += 1
+        if (step + 1) % self._every and step + 1 < self._num_steps:
+            return
+        means = {key: total / self._count for key, total in self._sums.items()}
+        elapsed = time.perf_counter() - self._since
+        means["samples_per_s"] = self._count * num_samples / elapsed
+        self._file.write(json.dumps({"step": step + 1, **means}) + "\n")
+        self._file.flush()
+        for key, value in means.items():
+            self._writer.add_scalar(key, value, step + 1)
+        note = " ".join(f"{key} {value:.4g}" for key, value in means.items())
+        self._progress.update(self._task, completed=step + 1, note=note)
+        self._sums, self._count, self._since = {}, 0, time.perf_counter()

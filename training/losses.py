@@ -1,0 +1,41 @@
+"""Loss terms of the tokenizer stages: functions of tensors."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def image_gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences between neighbouring rows and columns of images (B, 3, H, W)."""
+    return images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
+
+
+def gradient_loss(images: Tensor, targets: Tensor, num_scales: int = 3) -> Tensor:
+    """L1 between image gradients at full, half, quarter ... size: keeps edges where they are.
+
+    Stands in for LPIPS where no VGG weights are at hand.
+    """
+    total = images.new_zeros(())
+    for _ in range(num_scales):
+        for ours, wanted in zip(image_gradients(images), image_gradients(targets), strict=True):
+            total = total + functional.l1_loss(ours, wanted)
+        images, targets = functional.avg_pool2d(images, 2), functional.avg_pool2d(targets, 2)
+    return total / (2 * num_scales)
+
+
+def noise_tokens(tokens: Tensor, tau: float, generator: torch.Generator) -> Tensor:
+    """tokens + sigma * noise with sigma ~ tau * U(0, 1), one per sample. Source: RAE, RPiAE."""
+    sigma = tau * torch.rand(len(tokens), 1, 1, generator=generator)
+    return tokens + sigma * torch.randn(tokens.shape, generator=generator)
+
+
+def kl_mean(mean: Tensor, logvar: Tensor) -> Tensor:
+    """mean(mu^2 + var - 1 - logvar) over all elements: as published, without the factor 1/2."""
+    return (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Pairwise sigmoid loss of matching unit rows (B, D). Source: SigLIP (arXiv 2303.15343)."""
+    logits = images @ texts.T * scale.exp() + bias
+    signs = 2 * torch.eye(len(logits)) - 1
+    return -functional.logsigmoid(signs * logits).sum(1).mean()

@@ -1,0 +1,46 @@
+"""One run's place on disk, its clock for checkpoints, and the results of the runs before it."""
+
+import time
+from pathlib import Path
+
+from training.checkpoint import CheckpointError, latest_checkpoint, read_state
+from training.config import RunConfig
+
+
+class Run:
+    """Directory `<root>/<name>` of a training run."""
+
+    def __init__(self, root: Path, config: RunConfig) -> None:
+        self.root = root
+        self.config = config
+        self.directory = root / config.name
+        self._saved_at = time.monotonic()
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether to save now: at the end, and every checkpoint_every_s seconds."""
+        elapsed = time.monotonic() - self._saved_at
+        if steps_done < self.config.steps and elapsed < self.config.checkpoint_every_s:
+            return False
+        self._saved_at = time.monotonic()
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's checkpoint holds its last step."""
+        checkpoint = latest_checkpoint(self.directory)
+        return checkpoint is not None and read_state(checkpoint)["step"] >= self.config.steps
+
+    def before(self) -> Path:
+        """Checkpoint of the run that this one starts from.
+
+        Raises:
+            CheckpointError: that run has no checkpoint yet.
+        """
+        assert self.config.after is not None
+        checkpoint = latest_checkpoint(self.root / self.config.after)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{self.config.name} starts from {self.config.after}, which has no checkpoint in "
+                f"{self.root}: run `rpiae train {self.config.after}` first"
+            )
+        return checkpoint
