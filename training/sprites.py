@@ -99,11 +99,6 @@ def _atlas() -> tuple[Image.Image, int, dict[str, tuple[int, int]]]:
         return image.convert("RGBA"), index["cell"], cells
 
 
-def atlas_things() -> tuple[str, ...]:
-    """Names of the things that the atlas holds, in its order."""
-    return tuple(_atlas()[2])
-
-
 @cache
 def thing_image(kind: str) -> Image.Image:
     """The atlas cell of a thing: square, RGBA, trimmed to the drawing.
