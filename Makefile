@@ -38,8 +38,9 @@ bench: $(VENV)/.stamp-dev
 # torch comes first and pinned: whatever is installed after it then leaves it alone.
 $(VENV)/.stamp-torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rpiae needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	@echo "Installing into $(VENV); the first time takes a minute or more."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch setuptools
 	touch $@
 
 $(VENV)/.stamp-serve: $(VENV)/.stamp-torch $(VERSIONS)
