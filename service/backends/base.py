@@ -1,0 +1,69 @@
+"""What every runtime offers the engine: five calls on batches, and its limits.
+
+B images, R rows, C latent channels. A row never depends on the other rows of its batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from models.bridge import Posterior
+from models.text_denoiser import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Shapes without the batch axis and the largest batches that a backend accepts."""
+
+    image_size: tuple[int, int]
+    latent_shape: tuple[int, int, int]
+    max_rows: int
+    max_images: int
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 3:
+            raise ValueError(f"max_rows must fit one guided edit (3 rows), got {self.max_rows}")
+        if self.max_images < 1:
+            raise ValueError(f"max_images must be >= 1, got {self.max_images}")
+
+
+class Backend(Protocol):
+    """One runtime with one loaded model; called from one thread.
+
+    Tensors come from any device and leave on the backend's own. Every call may raise
+    service.errors.BackendError, and OutOfMemory where a smaller batch could succeed.
+    """
+
+    @property
+    def name(self) -> str:
+        """The runtime's name, for logs and metrics."""
+        ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Posterior over normalized latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [0, 1] and not clamped, of latents (B, C, h, w)."""
+        ...
+
+    def prefill(self, prompts: Sequence[str], source_latents: Tensor | None) -> Context:
+        """One context row per prompt; source_latents (B, C, h, w) for edits."""
+        ...
+
+    def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Velocity (R, C, h, w) of noisy latents x (R, C, h, w) at times t (R,) in [0, 1]."""
+        ...
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Run every call once at these batch sizes, so that no request pays for first use."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Device memory that this process holds now."""
+        ...

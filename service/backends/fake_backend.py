@@ -1,0 +1,124 @@
+"""A backend without weights, for tests of everything around a model and for load tests.
+
+Its pictures are flat colours that depend on the prompt and, for edits, on the source. It uses only
++, -, * and / on each row by itself, so that a result is the same to the bit in any batch.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.bridge import Posterior
+from models.text_denoiser import Context
+from service.backends.base import Limits
+from service.errors import BackendError, OutOfMemory
+
+_NUM_COLOURS = 3  # the first channels of the latents hold the picture's colours
+
+
+class FakeBackend:
+    """Deterministic and instant, unless told otherwise.
+
+    Args:
+        limits: shapes of the model it stands in for; at least 3 latent channels.
+        step_seconds: emulated duration of a velocity call by row count; sizes in between take the
+            next larger entry's, larger ones the last one's.
+        fail_calls: (call, k): the k-th call of "encode", "decode", "prefill" or "velocity",
+            counted from 1, raises BackendError.
+        poison: a prompt that holds this text breaks every velocity call its rows are in.
+        memory_rows: more rows than this raise OutOfMemory.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        step_seconds: Mapping[int, float] | None = None,
+        fail_calls: frozenset[tuple[str, int]] = frozenset(),
+        poison: str | None = None,
+        memory_rows: int | None = None,
+    ) -> None:
+        if limits.latent_shape[0] < _NUM_COLOURS:
+            raise ValueError(
+                f"latent_shape must have >= {_NUM_COLOURS} channels, got {limits.latent_shape}"
+            )
+        self.limits = limits
+        self.num_calls: Counter[str] = Counter()
+        self._step_seconds = sorted((step_seconds or {}).items())
+        self._fail_calls = fail_calls
+        self._poison = poison
+        self._memory_rows = memory_rows
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Colours averaged over each latent cell, as 2 * colour - 1; logvar is constant."""
+        self._count("encode")
+        channels, height, width = self.limits.latent_shape
+        cells = functional.adaptive_avg_pool2d(images, (height, width)) * 2 - 1
+        mean = images.new_zeros(len(images), channels, height, width)
+        mean[:, :_NUM_COLOURS] = cells
+        return Posterior(mean, torch.full_like(mean, -4.0))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode` for pictures of one colour in each cell."""
+        self._count("decode")
+        colours = latents[:, :_NUM_COLOURS] / 2 + 0.5
+        return functional.interpolate(colours, size=self.limits.image_size, mode="nearest")
+
+    def prefill(self, prompts: Sequence[str], source_latents: Tensor | None) -> Context:
+        """Keys hold the row's target colours, values 1 for a poisoned row."""
+        self._count("prefill")
+        colours = torch.tensor([_colours(prompt) for prompt in prompts])
+        if source_latents is not None:
+            colours = (colours + source_latents[:, :_NUM_COLOURS, 0, 0]) / 2
+        poison = self._poison
+        poisoned = [poison is not None and poison in prompt for prompt in prompts]
+        shape = (len(prompts), 1, 1, 1, -1)
+        return Context(
+            keys=colours.view(shape),
+            values=torch.tensor(poisoned, dtype=torch.float32).view(shape),
+            mask=torch.ones(len(prompts), 1, dtype=torch.bool),
+            source=colours.new_zeros(len(prompts), 1, 1),
+        )
+
+    def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Straight from x to the row's target: following it to t = 0 arrives there."""
+        self._count("velocity")
+        if self._memory_rows is not None and len(x) > self._memory_rows:
+            raise OutOfMemory(f"{len(x)} rows exceed the emulated {self._memory_rows}")
+        if bool(context.values.any()):
+            raise BackendError("a row of this batch is poisoned")
+        self._emulate_time(len(x))
+        target = torch.zeros_like(x)
+        target[:, :_NUM_COLOURS] = context.keys.view(len(x), _NUM_COLOURS, 1, 1)
+        return (x - target) / t.view(-1, 1, 1, 1)
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Nothing to warm up."""
+
+    def memory_bytes(self) -> int:
+        """It holds no memory worth counting."""
+        return 0
+
+    def _count(self, call: str) -> None:
+        self.num_calls[call] += 1
+        if (call, self.num_calls[call]) in self._fail_calls:
+            raise BackendError(f"{call} call {self.num_calls[call]} fails as configured")
+
+    def _emulate_time(self, num_rows: int) -> None:
+        if not self._step_seconds:
+            return
+        fitting = [seconds for size, seconds in self._step_seconds if size >= num_rows]
+        time.sleep(fitting[0] if fitting else self._step_seconds[-1][1])
+
+
+def _colours(prompt: str) -> list[float]:
+    """Three numbers in [-1, 1], multiples of 2/255, from the prompt's hash."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    return [byte / 255 * 2 - 1 for byte in digest[:_NUM_COLOURS]]

@@ -1,0 +1,90 @@
+"""Images or latents of many jobs on their way through encode or decode, a slice at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from service.engine.scheduler import FairQueue
+from service.engine.work import Work
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One image or one map of latents of a job's batch."""
+
+    job_id: str
+    index: int
+    tensor: Tensor
+
+
+@dataclass(eq=False)
+class Pieces:
+    """A job's batch: what is done of it, and the seconds that took by stage."""
+
+    work: Work
+    count: int
+    timings_s: dict[str, float]
+    done: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """True when every piece is done."""
+        return len(self.done) == self.count
+
+    def stacked(self) -> tuple[Tensor, ...]:
+        """The results in order, each stacked to (count, ...)."""
+        ordered = [self.done[index] for index in range(self.count)]
+        return tuple(torch.stack(parts) for parts in zip(*ordered, strict=True))
+
+
+class SliceQueue:
+    """Jobs that wait for one stage; their pieces are taken in turn and put together again."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._waiting: FairQueue[str, Piece] = FairQueue()
+        self._jobs: dict[str, Pieces] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """True when no piece waits."""
+        return self._waiting.is_empty
+
+    def put(self, work: Work, batch: Tensor, timings_s: dict[str, float]) -> None:
+        """Queue a batch (B, ...); results are handed back as one job."""
+        self._jobs[work.id] = Pieces(work, len(batch), timings_s)
+        self._waiting.put(work.id, [Piece(work.id, i, part) for i, part in enumerate(batch)])
+
+    def take(self, count: int) -> list[Piece]:
+        """At most `count` pieces, one job after another."""
+        return [piece for _, piece in self._waiting.take(count)]
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job and its results."""
+        self._waiting.drop(job_id)
+        self._jobs.pop(job_id, None)
+
+    def store(
+        self, pieces: Sequence[Piece], results: Sequence[tuple[Tensor, ...]], seconds: float
+    ) -> tuple[list[Work], list[Pieces]]:
+        """Keep results of one slice: the jobs of which they are the first, and those complete now.
+
+        Pieces of jobs dropped in between are ignored.
+        """
+        begun: list[Work] = []
+        for piece, result in zip(pieces, results, strict=True):
+            job = self._jobs.get(piece.job_id)
+            if job is None:
+                continue
+            if not job.done:
+                begun.append(job.work)
+            job.done[piece.index] = result
+        jobs = [self._jobs[i] for i in dict.fromkeys(p.job_id for p in pieces) if i in self._jobs]
+        for job in jobs:
+            job.timings_s[self.stage] = job.timings_s.get(self.stage, 0.0) + seconds
+        complete = [job for job in jobs if job.complete]
+        for job in complete:
+            self._jobs.pop(job.work.id)
+        return begun, complete

@@ -1,0 +1,137 @@
+"""What goes into the engine and what comes out of it."""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureWork:
+    """One picture to denoise; with a source it is an edit or a variation.
+
+    source: (3, H, W) uint8; urgency: lower is served first; deadline_at: Unix seconds; strength
+    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    num_steps: int
+    guidance_scale: float
+    negative_prompt: str = ""
+    image_guidance_scale: float = 1.0
+    strength: float = 1.0
+    source: Tensor | None = None
+    urgency: int = 0
+    deadline_at: float | None = None
+
+    def rows(self) -> list[tuple[str, bool]]:
+        """Prompt of each model row, and whether the row sees the source.
+
+        The conditional row is first; the last is the one that guidance starts from.
+        """
+        guided, edit = self.guidance_scale != 1, self.source is not None
+        image_guided = edit and self.image_guidance_scale != 1
+        rows = [(self.prompt, edit)]
+        if guided or image_guided:
+            rows.append((self.negative_prompt, edit))
+        if image_guided:
+            rows.append(("", False))
+        return rows
+
+    @property
+    def num_rows(self) -> int:
+        """Model rows that a step costs: 1 to 3."""
+        return len(self.rows())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodeWork:
+    """Images (B, 3, H, W) uint8 to latents: the mean, or one draw with `seed` if `sample`."""
+
+    id: str
+    images: Tensor
+    sample: bool = False
+    seed: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Counted as one row when the worker reckons what it can take."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodeWork:
+    """Normalized latents (B, C, h, w) float32 to images."""
+
+    id: str
+    latents: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Counted as one row when the worker reckons what it can take."""
+        return 1
+
+
+Work: TypeAlias = PictureWork | EncodeWork | DecodeWork
+
+
+@dataclass(frozen=True)
+class Started:
+    """The job's first computation is done."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """`step` of `num_steps` denoising steps are done."""
+
+    job_id: str
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """All steps are done: the job's rows are free, its picture is still to be decoded."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Results on the CPU: "images" (B, 3, H, W) uint8, or "latents", "mean" and "logvar"
+    (B, C, h, w) float32. timings_s: seconds of prefill, denoise, encode, decode where they apply.
+    """
+
+    job_id: str
+    tensors: dict[str, Tensor]
+    timings_s: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """The job failed by itself; its neighbours go on."""
+
+    job_id: str
+    error: Exception
+
+
+EngineEvent: TypeAlias = Started | Stepped | Denoised | Finished | Failed
+
+
+@dataclass(kw_only=True)
+class Tick:
+    """What one tick of the engine did.
+
+    step_rows: rows of the velocity call, 0 if there was none; stage_seconds: duration of each
+    prefill, denoise (one step), encode and decode call; faults: errors of calls that were then
+    retried in halves.
+    """
+
+    events: list[EngineEvent] = field(default_factory=list)
+    step_rows: int = 0
+    stage_seconds: list[tuple[str, float]] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
