@@ -117,8 +117,8 @@ def _bank(kinds: tuple[str, ...]) -> _Bank:
     for kind in kinds:
         for side in _SIDES:
             for angle in _ANGLES:
-                coverage = sprite(kind, side, angle).coverage[..., 0].astype(np.float32) / OPAQUE
-                coverage = blur(np.pad(coverage, 2))
+                opacity = sprite(kind, side, angle).coverage[..., 0].astype(np.float32)
+                coverage = blur(np.pad(opacity, 2) / np.float32(OPAQUE))
                 x, y = _centroid(coverage)
                 offset = (x - coverage.shape[1] / 2, y - coverage.shape[0] / 2)
                 values = _centred(coverage, (x, y)).ravel()
@@ -148,7 +148,7 @@ def _coverage(canvas: _Canvas, piece: Mask, others: Mask, rgb: Pixels) -> tuple[
     coverage = np.where(near, share, 0).astype(np.float32)
     distance = np.abs(offset - share[..., None] * line).max(axis=-1)
     inside = erode(piece, 1)
-    strange = inside & (distance > _OFF_LINE) | erode(inside, 2) & (share < 0.6)
+    strange = inside & (distance > _OFF_LINE) | erode(inside, 3) & (share < 0.6)
     return coverage, dilate(erode(strange, 1), 1) & strange
 
 

@@ -139,7 +139,7 @@ def main_color(region: Mask, nearest: NDArray[np.intp]) -> Mask:
     """The inner pixels of a region that have the commonest colour there."""
     inside = core(region)
     counts = np.bincount(nearest[inside], minlength=len(COLOR_NAMES))
-    return inside & (nearest == counts.argmax())
+    return np.asarray(inside & (nearest == counts.argmax()))
 
 
 def split_by_color(region: Mask, labs: Pixels, nearest: NDArray[np.intp]) -> list[Mask]:

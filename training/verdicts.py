@@ -44,7 +44,8 @@ def nearest_position(item: FoundItem, size: str, image_size: int = 128) -> str:
     return min(POSITIONS, key=distance)
 
 
-def _size(item: FoundItem) -> str:
+def item_size(item: FoundItem) -> str:
+    """Which of the two sizes an item has, by the box of its best drawing."""
     return "small" if item.extent < _SIZE_LIMIT else "large"
 
 
@@ -95,7 +96,7 @@ def judge_scene(reading: Reading, scene: Scene, *, by_relation: bool = False) ->
         if _in_place(chosen, scene, by_relation)
     ]
     sized = any(
-        all(_size(one) == item.size for one, item in zip(chosen, scene.items, strict=True))
+        all(item_size(one) == item.size for one, item in zip(chosen, scene.items, strict=True))
         for chosen in in_place
     )
     background = reading.background == scene.background.colors[0]

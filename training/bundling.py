@@ -1,0 +1,215 @@
+"""From finished runs to a bundle: the step after the stages.
+
+Takes the averaged denoiser and the latent statistics of a diffusion run, and the pixel decoder of
+the decoder run that trained beside it on the same frozen latents. Run: rpiae train stickers-bundle
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.autoencoder import RPiAE, RPiAEConfig
+from models.bridge import BridgeConfig
+from models.bundle import load_weights, save_bundle
+from models.decoder import PixelDecoderConfig
+from models.encoder import SmallViTConfig
+from models.manifest import Manifest
+from models.text_denoiser import TextDenoiser, TextDenoiserConfig
+from models.transport import default_shift
+from training.batches import WORLDS
+from training.checkpoint import CheckpointError, latest_checkpoint, read_state
+from training.pretrain import prompt_tokenizer
+from training.provenance import git_revision, hardware, versions
+from training.stickers import drawable
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """Which runs a bundle is made of, and what it does when a request does not say."""
+
+    name: str
+    bundle: str
+    """Name in the manifest."""
+    directory: str
+    diffusion: str
+    """Name of the diffusion run."""
+    decoder: str | None = None
+    """Name of a decoder run; None, or a run without a checkpoint, keeps the older pixel decoder."""
+    description: str = ""
+    default_steps: int = 20
+    guidance_scale: float = 3.0
+    image_guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.default_steps < 1:
+            raise ValueError(f"default_steps must be at least 1, got {self.default_steps}")
+        for field in ("guidance_scale", "image_guidance_scale"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
+
+
+BUNDLES = {
+    "stickers-bundle": BundleConfig(
+        name="stickers-bundle",
+        bundle="stickers",
+        directory="bundles/stickers",
+        diffusion="stickers-diffusion",
+        decoder="stickers-decoder",
+        description="Sticker scenes from words, and edits of them; trained by this repository.",
+    )
+}
+
+
+def _restore(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A flat config from JSON, where tuples have become lists."""
+    fixed = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return cls(**fixed)
+
+
+def _autoencoder(checkpoint: Path) -> RPiAE:
+    """The checkpoint's autoencoder with its weights."""
+    parts = read_state(checkpoint)["config"]["model"]
+    config = RPiAEConfig(
+        encoder=_restore(SmallViTConfig, parts["encoder"]),
+        bridge=_restore(BridgeConfig, parts["bridge"]),
+        decoder=_restore(PixelDecoderConfig, parts["decoder"]),
+    )
+    model = RPiAE(config)
+    load_weights(model, checkpoint / "autoencoder.safetensors")
+    return model
+
+
+def _need_checkpoint(root: Path, name: str) -> Path:
+    checkpoint = latest_checkpoint(root / name)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"run {name} has no checkpoint in {root}: run `rpiae train {name}` first"
+        )
+    return checkpoint
+
+
+def _frozen_tensors(model: RPiAE) -> dict[str, torch.Tensor]:
+    parts: dict[str, nn.Module] = {
+        "encoder": model.encoder,
+        "bridge_encoder": model.bridge_encoder,
+        "bridge_decoder": model.bridge_decoder,
+    }
+    return {
+        f"{part}.{key}": tensor
+        for part, module in parts.items()
+        for key, tensor in module.state_dict().items()
+    }
+
+
+def with_decoder_of(model: RPiAE, other: RPiAE, name: str) -> RPiAE:
+    """`model` with the pixel decoder of `other`, which must have the same encoder and bridge.
+
+    Raises:
+        CheckpointError: encoder or bridge differ, so that the decoder learned other latents.
+    """
+    ours, theirs = _frozen_tensors(model), _frozen_tensors(other)
+    different = [
+        key
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in ours or key not in theirs or not torch.equal(ours[key], theirs[key])
+    ]
+    if different:
+        raise CheckpointError(
+            f"run {name} painted other latents: {len(different)} tensors of encoder or bridge "
+            f"differ, first {different[0]}; train it after the same bridge run"
+        )
+    other.set_normalization(model.latents_mean.tolist(), model.latents_std.tolist())
+    return other
+
+
+def training_seconds(directory: Path, batch_size: int) -> float:
+    """Time that a run's steps took, from its curves; steps that a restart repeated count once."""
+    rates: dict[int, float] = {}
+    with (directory / "curves.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            values = json.loads(line)
+            rates[values["step"]] = values["samples_per_s"]
+    seconds, before = 0.0, 0
+    for step in sorted(rates):
+        seconds += (step - before) * batch_size / rates[step]
+        before = step
+    return seconds
+
+
+def _last_values(directory: Path) -> dict[str, float]:
+    """The means that a run logged last."""
+    last: dict[str, float] = {}
+    with (directory / "curves.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            last = json.loads(line)
+    return {key: value for key, value in last.items() if key not in ("step", "samples_per_s")}
+
+
+def _stages(root: Path, name: str | None) -> list[dict[str, Any]]:
+    """What was run, first stage first, following each config's `after` from the run `name`."""
+    found: list[dict[str, Any]] = []
+    while name is not None:
+        state = read_state(_need_checkpoint(root, name))
+        config, step = state["config"], state["step"]
+        found.insert(
+            0,
+            {
+                "name": name,
+                "steps": step,
+                "samples": step * config["batch_size"],
+                "seconds": round(training_seconds(root / name, config["batch_size"])),
+                "last": _last_values(root / name),
+                "config": config,
+            },
+        )
+        name = config["after"]
+    return found
+
+
+def make_bundle(config: BundleConfig, root: Path) -> Manifest:
+    """Writes the bundle of the runs in `root`; they need not be finished.
+
+    Raises:
+        CheckpointError: a run is missing, or the two runs do not share encoder and bridge.
+        BundleError: a checkpoint's weights do not fit its config.
+    """
+    checkpoint = _need_checkpoint(root, config.diffusion)
+    settings = read_state(checkpoint)["config"]
+    autoencoder = _autoencoder(checkpoint)
+    stages = _stages(root, config.diffusion)
+    decoder = latest_checkpoint(root / config.decoder) if config.decoder else None
+    if decoder is not None and config.decoder is not None:
+        autoencoder = with_decoder_of(autoencoder, _autoencoder(decoder), config.decoder)
+        stages += _stages(root, config.decoder)[-1:]
+    denoiser = TextDenoiser(_restore(TextDenoiserConfig, settings["denoiser"]))
+    load_weights(denoiser, checkpoint / "ema.safetensors")
+    shape = autoencoder.latent_shape
+    draft = Manifest(
+        name=config.bundle,
+        description=config.description,
+        tasks=["generate", "edit", "variation", "encode", "decode"],
+        image_size=(1, 1),  # the three sizes and the statistics are filled in from the modules
+        latent_shape=shape,
+        latents_mean=[0.0],
+        latents_std=[1.0],
+        timestep_shift=default_shift(shape),
+        default_steps=config.default_steps,
+        default_guidance_scale=config.guidance_scale,
+        default_image_guidance_scale=config.image_guidance_scale,
+        training={
+            "revision": git_revision(),
+            "hardware": hardware(),
+            "versions": versions(),
+            "stages": stages,
+        },
+        draws=drawable(WORLDS[settings["world"]]),
+    )
+    tokenizer = prompt_tokenizer(denoiser.config.max_prompt_tokens)
+    return save_bundle(Path(config.directory), draft, autoencoder, denoiser, tokenizer)

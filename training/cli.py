@@ -1,0 +1,148 @@
+"""The commands `rpiae train` and `rpiae evaluate`.
+
+torch takes seconds to import and a help text should not wait for it, so what needs torch is
+imported inside the commands.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from training.bundling import BundleConfig
+    from training.config import RunConfig
+
+_USAGE_ERROR = 2
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(_USAGE_ERROR)
+
+
+def train_command(
+    preset: Annotated[
+        str | None, typer.Argument(help="A stage, a chain of stages, or a bundle step.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Changes one field, e.g. optim.lr=3e-4."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the preset's num_threads.")
+    ] = None,
+    list_presets: Annotated[bool, typer.Option("--list", help="Lists the presets.")] = False,
+) -> None:
+    """Train a stage or resume it: the same command goes on where it was stopped.
+
+    `stickers` runs the whole chain and makes the bundle; finished stages are skipped.
+    """
+    from models.manifest import BundleError
+    from training.checkpoint import CheckpointError
+    from training.overrides import OverrideError
+    from training.plans import find_plan
+
+    if list_presets:
+        Console().print(_preset_table())
+        return
+    if preset is None:
+        _fail("which preset? `rpiae train --list` shows them")
+    try:
+        for step in find_plan(preset, overrides or []):
+            _run_step(step, root, threads)
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboard":
+            raise
+        _fail("tensorboard is missing; training needs the extra: pip install 'rpiae[train]'")
+    except (CheckpointError, BundleError, OverrideError) as error:
+        _fail(str(error))
+
+
+def _run_step(step: "RunConfig | BundleConfig", root: Path, threads: int | None) -> None:
+    import torch
+
+    from training.bundling import BundleConfig, make_bundle
+    from training.plans import stage_main
+    from training.run import Run
+
+    console = Console()
+    if isinstance(step, BundleConfig):
+        manifest = make_bundle(step, root)
+        size = sum(file.bytes for file in manifest.files) / 2**20
+        console.print(f"{step.directory}: bundle {manifest.name}, {size:.1f} MiB")
+        return
+    run = Run(root, step)
+    if run.finished:
+        console.print(f"{step.name} is finished: {step.steps} steps in {run.directory}")
+        return
+    console.print(_config_table(step))
+    torch.set_num_threads(threads or step.num_threads)
+    stage_main(step)(step, run)
+    console.print(f"{step.name}: {step.steps} steps done, results in {run.directory}")
+
+
+def _preset_table() -> Table:
+    from training.plans import PLANS
+
+    table = Table("preset", "runs")
+    for name, steps in PLANS.items():
+        table.add_row(name, ", then ".join(step.name for step in steps))
+    return table
+
+
+def _config_table(config: Any) -> Table:
+    from training.overrides import flat
+
+    table = Table("field", "value", title=config.name)
+    for name, value in flat(config).items():
+        table.add_row(name, str(value))
+    return table
+
+
+def evaluate_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts with one shape; half as many of each other kind.")
+    ] = 200,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to encode and decode.")] = 500,
+    edits: Annotated[int, typer.Option(min=1, help="Edits of each kind.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the held-out samples.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; default: the manifest's.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="Default: the manifest's.")
+    ] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="For edits. Default: the manifest's.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option(help="Write report, samples and the manifest's quality.")
+    ] = True,
+) -> None:
+    """Measure a bundle on held-out scenes, prompts and edits, judged from pixels."""
+    from models.manifest import BundleError
+    from training.evaluate import evaluate_bundle
+    from training.report_tables import tables
+
+    try:
+        report = evaluate_bundle(
+            bundle,
+            num_prompts=prompts,
+            num_scenes=scenes,
+            num_edits=edits,
+            seed=seed,
+            num_steps=steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            write=write,
+        )
+    except BundleError as error:
+        _fail(str(error))
+    console = Console()
+    for table in tables(report):
+        console.print(table)

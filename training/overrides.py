@@ -1,0 +1,96 @@
+"""Changing fields of a config from text: `optim.lr=3e-4`, checked against the field's type."""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class OverrideError(ValueError):
+    """An override names no field, or its value does not fit the field."""
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A copy of a dataclass with fields set from `name=value`; dots reach into nested ones.
+
+    Raises:
+        OverrideError: names the field and says what it takes.
+    """
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise OverrideError(f"{text!r} is not field=value, as in optim.lr=3e-4")
+        config = _set(config, path.strip().split("."), value.strip(), path.strip())
+    return config
+
+
+def _set(config: Any, path: Sequence[str], text: str, whole: str) -> Any:
+    name = path[0]
+    known = [field.name for field in fields(config)]
+    if name not in known:
+        raise OverrideError(f"{whole}: no field {name!r}; there are {', '.join(known)}")
+    current = getattr(config, name)
+    if len(path) > 1:
+        if not is_dataclass(current):
+            raise OverrideError(f"{whole}: {name} has no fields of its own")
+        value = _set(current, path[1:], text, whole)
+    elif is_dataclass(current):
+        inner = ", ".join(f"{name}.{field.name}" for field in fields(current))
+        raise OverrideError(f"{whole}: set one of {inner}")
+    else:
+        value = _parse(text, get_type_hints(type(config))[name], whole)
+    try:
+        return replace(config, **{name: value})
+    except ValueError as error:
+        raise OverrideError(f"{whole}: {error}") from None
+
+
+def _parse(text: str, kind: Any, whole: str) -> Any:
+    """`text` as a value of the annotation `kind`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if type(None) in arguments and text.lower() == "none":
+            return None
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return _parse(text, kind, whole)
+    if origin is Literal:
+        if text not in arguments:
+            raise OverrideError(f"{whole}: {text!r} is none of {', '.join(map(str, arguments))}")
+        return text
+    if origin is tuple:
+        parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+        if len(parts) != len(arguments):
+            raise OverrideError(f"{whole}: takes {len(arguments)} values, got {text!r}")
+        pairs = zip(parts, arguments, strict=True)
+        return tuple(_parse(part, argument, whole) for part, argument in pairs)
+    return _parse_plain(text, kind, whole)
+
+
+def _parse_plain(text: str, kind: Any, whole: str) -> Any:
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise OverrideError(f"{whole}: {text!r} is not true or false")
+        return _BOOLEANS[text.lower()]
+    if kind not in (int, float, str):
+        raise OverrideError(f"{whole}: cannot be set from the command line")
+    try:
+        return kind(text)
+    except ValueError:
+        name = {int: "a whole number", float: "a number"}[kind]
+        raise OverrideError(f"{whole}: {text!r} is not {name}") from None
+
+
+def flat(config: Any, prefix: str = "") -> Mapping[str, Any]:
+    """Every field of a dataclass by its dotted name."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= flat(value, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = value
+    return found
