@@ -20,7 +20,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """Durations in seconds, sizes in bytes or pixels. `redis_url` is read from RPIAE_REDIS_URL, etc."""
+    """Durations in seconds, sizes in bytes or pixels. RPIAE_REDIS_URL sets `redis_url`, etc."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
