@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 8
 _FONT_SIZE = 11
 _LINE_HEIGHT = 14
-_NUM_LINES = 3
-_PIXELS_PER_LETTER = 5.6
+_NUM_LINES = 4
+_PIXELS_PER_LETTER = 6.2
 _RIGHT, _WRONG = (32, 32, 32), (190, 24, 24)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from training.layout import EXTENTS
 from training.palette import lab
 from training.segments import (
+    UNKNOWN,
     Ground,
     Mask,
     Pixels,
@@ -30,8 +31,6 @@ from training.segments import (
 )
 from training.sprites import OPAQUE, mask_box, sprite
 
-UNKNOWN = "unknown"
-
 MIN_SCORE = 0.9
 """Below this overlap with its best drawing an item is `unknown`."""
 
@@ -48,7 +47,7 @@ _OFF_LINE = 45.0
 
 @dataclass(frozen=True, kw_only=True)
 class FoundItem:
-    """kind: a shape's name or "unknown"; center (x, y) and box (x0, y0, x1, y1) in pixels;
+    """kind and color: names, or "unknown"; center (x, y) and box (x0, y0, x1, y1) in pixels;
     extent: side of the best drawing's box; score: its overlap with the picture, 0 to 1.
     """
 

@@ -15,11 +15,16 @@ Mask = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 Pixels = NDArray[np.float32]
 
+UNKNOWN = "unknown"
+"""Name of a colour or kind that is none of the known ones."""
+
 MIN_AREA = 25
 """Smaller specks are noise, larger ones are something drawn."""
 
 # Half of palette.MIN_DISTANCE, less a little: where an item covers about half of a pixel.
 _FOREGROUND_DISTANCE = 19.0
+# A colour further from all names has none; the two closest names are 32 apart.
+_MAX_COLOR_DISTANCE = 30.0
 # A second colour of that many core pixels, and that share of them, is another item.
 _MIN_COLOR_SHARE = 0.1
 
@@ -107,8 +112,11 @@ def nearest_colors(labs: Pixels) -> NDArray[np.intp]:
 
 
 def color_name(rgb: Pixels) -> str:
-    """Name of the palette colour that is nearest to an sRGB value in [0, 255]."""
-    return COLOR_NAMES[int(nearest_colors(lab(rgb).astype(np.float32)))]
+    """Name of the palette colour nearest to an sRGB value in [0, 255]; UNKNOWN if none is near."""
+    value = lab(rgb).astype(np.float32)
+    index = int(nearest_colors(value))
+    near = np.linalg.norm(value - _PALETTE_LAB[index]) <= _MAX_COLOR_DISTANCE
+    return COLOR_NAMES[index] if near else UNKNOWN
 
 
 def find_ground(image: Pixels, labs: Pixels, nearest: NDArray[np.intp]) -> Ground:
@@ -160,7 +168,7 @@ def split_by_color(region: Mask, labs: Pixels, nearest: NDArray[np.intp]) -> lis
 
 def split_at_necks(region: Mask) -> list[Mask]:
     """Pieces that a region falls into when worn down from its edge, grown back; else itself."""
-    for radius in range(1, 8):
+    for radius in range(1, 13):
         worn = erode(region, radius)
         seeds = components(worn, MIN_AREA // 2)
         if not seeds:
