@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from models.text_denoiser import TextDenoiserConfig
 from training.config import (
     AutoencoderConfig,
     DiffusionConfig,
@@ -40,7 +41,7 @@ _STICKERS: tuple[RunConfig, ...] = (
         name="stickers-decoder",
         stage="decoder",
         after="stickers-bridge",
-        steps=4000,
+        steps=2500,
         optim=OptimConfig(lr=8e-4, decay_from=0.3),
     ),
     DiffusionConfig(
@@ -49,6 +50,7 @@ _STICKERS: tuple[RunConfig, ...] = (
         steps=20000,
         batch_size=32,
         optim=OptimConfig(lr=1e-3, warmup_steps=100, decay_from=0.6),
+        denoiser=TextDenoiserConfig(vocabulary_size=384),
     ),
 )
 
