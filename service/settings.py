@@ -62,14 +62,17 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(default=3, ge=1, le=100)
     """Workers that may die of a job before it is given up."""
 
-    max_rows: int | None = Field(default=None, ge=1)
-    """Model rows that step together at most. Unset: learned from the device."""
+    max_rows: int | None = Field(default=None, ge=3)
+    """Model rows that step together at most; a guided edit has 3. Unset: what the device bears."""
 
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each worker. Unset: the machine's cores divided by the workers."""
 
     backend: Literal["torch", "fake"] = "torch"
     """Runtime of the model; `fake` computes nothing real, for tests of the service."""
+
+    fake_step_s: float = Field(default=0, ge=0, le=60)
+    """How long the fake runtime pretends that a denoising step takes."""
 
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated, each in clear or as sha256:<64 hex digits>. Held as SHA-256 digests only."""

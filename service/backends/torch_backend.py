@@ -24,20 +24,26 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", max_rows: int | None = None) -> None:
+        """`max_rows` replaces the device's usual limit."""
         self._bundle = bundle
         self._device = torch.device(device)
         kind = self._device.type
         self.limits = Limits(
             image_size=bundle.manifest.image_size,
             latent_shape=bundle.manifest.latent_shape,
-            max_rows=_MAX_ROWS.get(kind, _MAX_ROWS["cpu"]),
+            max_rows=max_rows or _MAX_ROWS.get(kind, _MAX_ROWS["cpu"]),
             max_images=_MAX_IMAGES.get(kind, _MAX_IMAGES["cpu"]),
         )
 
     @classmethod
     def load(
-        cls, directory: Path, *, device: str = "cpu", threads: int | None = None
+        cls,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_rows: int | None = None,
     ) -> "TorchBackend":
         """Load a bundle. `threads` sets PyTorch's CPU threads for the whole process.
 
@@ -46,7 +52,7 @@ class TorchBackend:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load_bundle(directory, device), device=device)
+        return cls(load_bundle(directory, device), device=device, max_rows=max_rows)
 
     def encode(self, images: Tensor) -> Posterior:
         with self._guarded():

@@ -26,7 +26,6 @@ from service.engine.work import (
     Failed,
     Finished,
     PictureWork,
-    Started,
     Stepped,
     Tick,
     Work,
@@ -43,19 +42,18 @@ class Engine:
     Args:
         backend: the runtime with its model.
         shift: the model's timestep shift.
-        max_rows: most rows of one step, at most the backend's limit, which None takes. Running
-            out of memory lowers it until the process ends.
+
+    The rows of one step are limited by the backend; running out of memory lowers that limit
+    until the process ends.
     """
 
-    def __init__(self, backend: Backend, *, shift: float, max_rows: int | None = None) -> None:
+    def __init__(self, backend: Backend, *, shift: float) -> None:
         limits = backend.limits
         self._backend = backend
         self._limits = limits
         self._shift = shift
         self._max_images = limits.max_images
-        self._scheduler: Scheduler[Picture] = Scheduler(
-            min(max_rows or limits.max_rows, limits.max_rows)
-        )
+        self._scheduler: Scheduler[Picture] = Scheduler(limits.max_rows)
         self._to_encode = SliceQueue("encode")
         self._to_decode = SliceQueue("decode")
         self._gathered: tuple[list[Picture], Context] | None = None
@@ -175,11 +173,7 @@ class Engine:
             else:
                 pieces.append(piece)
                 results.append(outcome)
-        begun, complete = queue.store(pieces, results, seconds)
-        self._tick.events += [
-            Started(work.id) for work in begun if not isinstance(work, PictureWork)
-        ]
-        return complete
+        return queue.store(pieces, results, seconds)
 
     def _admit(self) -> None:
         admitted = self._scheduler.admit()
@@ -195,7 +189,6 @@ class Engine:
             picture.context = outcome
             picture.timings_s["prefill"] = seconds
             picture.started_at = time.perf_counter()
-            self._tick.events.append(Started(picture.id))
 
     def _step(self) -> None:
         batch = self._scheduler.next_batch()

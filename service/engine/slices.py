@@ -68,23 +68,20 @@ class SliceQueue:
 
     def store(
         self, pieces: Sequence[Piece], results: Sequence[tuple[Tensor, ...]], seconds: float
-    ) -> tuple[list[Work], list[Pieces]]:
-        """Keep results of one slice: the jobs of which they are the first, and those complete now.
+    ) -> list[Pieces]:
+        """Keep the results of one slice; the jobs that are complete now.
 
         Pieces of jobs dropped in between are ignored.
         """
-        begun: list[Work] = []
+        touched: dict[str, Pieces] = {}
         for piece, result in zip(pieces, results, strict=True):
             job = self._jobs.get(piece.job_id)
-            if job is None:
-                continue
-            if not job.done:
-                begun.append(job.work)
-            job.done[piece.index] = result
-        jobs = [self._jobs[i] for i in dict.fromkeys(p.job_id for p in pieces) if i in self._jobs]
-        for job in jobs:
+            if job is not None:
+                job.done[piece.index] = result
+                touched[piece.job_id] = job
+        for job in touched.values():
             job.timings_s[self.stage] = job.timings_s.get(self.stage, 0.0) + seconds
-        complete = [job for job in jobs if job.complete]
+        complete = [job for job in touched.values() if job.complete]
         for job in complete:
             self._jobs.pop(job.work.id)
-        return begun, complete
+        return complete

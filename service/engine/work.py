@@ -78,13 +78,6 @@ Work: TypeAlias = PictureWork | EncodeWork | DecodeWork
 
 
 @dataclass(frozen=True)
-class Started:
-    """The job's first computation is done."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
 class Stepped:
     """`step` of `num_steps` denoising steps are done."""
 
@@ -119,7 +112,7 @@ class Failed:
     error: Exception
 
 
-EngineEvent: TypeAlias = Started | Stepped | Denoised | Finished | Failed
+EngineEvent: TypeAlias = Stepped | Denoised | Finished | Failed
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +20,9 @@ _START_DEADLINE_S = 10.0
 _STOP_DEADLINE_S = 5.0
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
 
-# Runs in the child, before it becomes Redis: the kernel ends it when its parent is gone, however
-# the parent ended. The setting outlives exec. Done here and not after a fork in the parent, which
-# may have threads. The check catches a parent that died before the call.
+# Runs in the child, before it becomes the program: the kernel ends it when its parent is gone,
+# however the parent ended. The setting outlives exec. Done here and not after a fork in the parent,
+# which may have threads. The check catches a parent that died before the call.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -98,7 +98,7 @@ class EmbeddedRedis:
             "--daemonize", "no",
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), str(executable), *arguments],
+            bound_to_parent([str(executable), *arguments]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # A Ctrl-C in the terminal is for us: we still need the queue while we shut down.
@@ -154,6 +154,14 @@ class EmbeddedRedis:
         except FileNotFoundError:
             return "it wrote no log"
         return " | ".join(lines[-3:])
+
+
+def bound_to_parent(command: Sequence[str]) -> list[str]:
+    """A command line that runs `command`, an absolute path first, and dies with this process.
+
+    Start it from a thread that lives as long as the process does.
+    """
+    return [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command]
 
 
 def find_redis_server() -> Path:

@@ -20,7 +20,6 @@ from service.engine.work import (
     Failed,
     Finished,
     PictureWork,
-    Started,
     Stepped,
     Tick,
     Work,
@@ -31,8 +30,8 @@ LIMITS = Limits(image_size=(16, 16), latent_shape=(4, 2, 2), max_rows=16, max_im
 SHIFT = 1.5
 
 
-def engine_on(backend: Backend, max_rows: int | None = None) -> Engine:
-    return Engine(backend, shift=SHIFT, max_rows=max_rows)
+def engine_on(backend: Backend) -> Engine:
+    return Engine(backend, shift=SHIFT)
 
 
 def run(engine: Engine, arrivals: Iterable[Sequence[Work]] = ()) -> list[Tick]:
@@ -144,7 +143,7 @@ def test_jobs_of_different_lengths_share_steps() -> None:
 
 def test_a_picture_tells_how_it_goes() -> None:
     heard = events(run(engine_on(FakeBackend(LIMITS)), [[picture("a", num_steps=2)]]))
-    assert heard[:-1] == [Started("a"), Stepped("a", 1, 2), Stepped("a", 2, 2), Denoised("a")]
+    assert heard[:-1] == [Stepped("a", 1, 2), Stepped("a", 2, 2), Denoised("a")]
     last = heard[-1]
     assert isinstance(last, Finished)
     assert last.tensors["images"].shape == (1, 3, 16, 16)

@@ -1,0 +1,162 @@
+"""How a worker's jobs end: result or error made ready and sent until the queue has it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from torch import Tensor
+
+from service import metrics
+from service.errors import BackendError, ErrorBody, QueueUnavailable, ServiceError
+from service.jobs.job import Delivery
+from service.jobs.queue import JobQueue
+from service.log import get_logger
+from service.outputs import describe, encode_outputs
+from service.running import RunningJob, RunningJobs
+
+log = get_logger(__name__)
+
+RETRY_S = 0.2
+
+
+class Endings:
+    """Ends jobs in the background; a job stays with the worker until the queue has its outcome.
+
+    Args:
+        queue, worker: where outcomes go, and under whose name.
+        jobs: an ended job is removed from them.
+        on_end: called after each job that left.
+    """
+
+    def __init__(
+        self, queue: JobQueue, worker: str, jobs: RunningJobs, on_end: Callable[[], None]
+    ) -> None:
+        self._queue = queue
+        self._worker = worker
+        self._jobs = jobs
+        self._on_end = on_end
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def succeed(
+        self, job: RunningJob, tensors: dict[str, Tensor], timings_s: dict[str, float]
+    ) -> None:
+        """Write the outputs on another thread and finish the job with them."""
+        self._begin(job, self._succeed(job, tensors, timings_s))
+
+    def fail(self, job: RunningJob, error: Exception) -> None:
+        """Fail the job for good."""
+        self._begin(job, self._fail(job, error))
+
+    def cancel(self, job: RunningJob) -> None:
+        """Confirm that a cancelled job has stopped."""
+        self._begin(
+            job,
+            self._send(job, lambda: self._queue.finish_cancelled(self._worker, job.delivery)),
+        )
+
+    def refuse(self, delivery: Delivery, error: ServiceError) -> None:
+        """Fail a delivery that was never begun."""
+        log.error("job refused", job_id=delivery.job.id, reason=error.message)
+
+        async def send() -> None:
+            while True:
+                try:
+                    await self._queue.fail(self._worker, delivery, error.body)
+                except QueueUnavailable:
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    return
+
+        self._track(send())
+
+    async def abandon(self) -> None:
+        """Stop what is still on its way; the queue gives those jobs to another worker."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, job: RunningJob, sending: Coroutine[Any, Any, None]) -> None:
+        job.ending = True
+        job.held_rows = 0
+        self._track(sending)
+
+    def _track(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._on_end()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an outcome could not be sent", reason=str(error), exc_info=error)
+
+    async def _succeed(
+        self, job: RunningJob, tensors: dict[str, Tensor], timings_s: dict[str, float]
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            outputs = await asyncio.to_thread(encode_outputs, job.delivery.job, tensors)
+        except Exception as error:  # the per-job boundary
+            await self._fail(job, error)
+            return
+        timings_s = timings_s | {"compress": time.perf_counter() - started}
+        for stage, seconds in timings_s.items():
+            metrics.STAGE_SECONDS.labels(stage).observe(seconds)
+        info = {
+            **describe(job.delivery.job),
+            "timings_s": {"queue": job.delivery.waited_s, **timings_s},
+            "worker": self._worker,
+            "num_deliveries": job.delivery.num_deliveries,
+        }
+        await self._send(job, lambda: self._queue.finish(self._worker, job.delivery, outputs, info))
+        if not job.released:
+            metrics.IMAGES.labels(job.delivery.job.task).inc(_num_images(tensors))
+            log.info("job finished", **_ids(job.delivery))
+
+    async def _fail(self, job: RunningJob, error: Exception) -> None:
+        log.error("job failed", reason=str(error), exc_info=error, **_ids(job.delivery))
+        body = _error_body(error)
+        await self._send(job, lambda: self._queue.fail(self._worker, job.delivery, body))
+
+    async def _send(self, job: RunningJob, call: Callable[[], Awaitable[bool]]) -> None:
+        """Tell the queue how a job ended, as soon as it answers, unless the job is another's."""
+        while not job.released:
+            try:
+                kept = await call()
+            except QueueUnavailable:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if kept:
+                self._jobs.remove(job)
+                _count_deadline(job)
+            else:
+                self._jobs.lose(job)
+            return
+
+
+def _ids(delivery: Delivery) -> dict[str, str]:
+    return {"job_id": delivery.job.id, "request_id": delivery.job.request_id}
+
+
+def _num_images(tensors: dict[str, Tensor]) -> int:
+    """Pictures made, or pictures turned into latents."""
+    return len(next(iter(tensors.values())))
+
+
+def _count_deadline(job: RunningJob) -> None:
+    if job.delivery.job.deadline_at is not None:
+        metrics.DEADLINES.labels("false" if job.expired else "true").inc()
+
+
+def _error_body(error: Exception) -> ErrorBody:
+    """What the caller reads: our own words, never a foreign traceback."""
+    if isinstance(error, ServiceError):
+        return error.body
+    if isinstance(error, BackendError | ValueError):
+        return ErrorBody(str(error).partition("\n")[0], code="job_failed")
+    return ErrorBody("the worker failed to compute this job", code="job_failed")

@@ -1,0 +1,82 @@
+"""Deliveries of the queue as work for the engine."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from service.engine.work import DecodeWork, EncodeWork, PictureWork, Work
+from service.errors import InvalidRequest
+from service.jobs.job import (
+    PRIORITIES,
+    DecodeParams,
+    Delivery,
+    EditParams,
+    EncodeParams,
+    GenerateParams,
+)
+
+
+def to_work(delivery: Delivery) -> Work:
+    """What the engine is to do for a job.
+
+    Raises:
+        InvalidRequest: the payload is missing, unreadable or holds another tensor.
+    """
+    job = delivery.job
+    match job.params:
+        case EditParams() as params:
+            images = _tensor(delivery, "images", torch.uint8)
+            if len(images) != 1:
+                raise InvalidRequest(f"an edit takes one image, got {len(images)}", param="image")
+            options: Mapping[str, float] = {
+                "image_guidance_scale": params.image_guidance_scale,
+                "strength": params.strength,
+            }
+            return _picture(delivery, params, images[0], options)
+        case GenerateParams() as params:
+            return _picture(delivery, params, None, {})
+        case EncodeParams() as params:
+            images = _tensor(delivery, "images", torch.uint8)
+            return EncodeWork(id=job.id, images=images, sample=params.sample, seed=params.seed)
+        case DecodeParams():
+            return DecodeWork(id=job.id, latents=_tensor(delivery, "latents", torch.float32))
+
+
+def _picture(
+    delivery: Delivery,
+    params: GenerateParams,
+    source: Tensor | None,
+    options: Mapping[str, float],
+) -> PictureWork:
+    return PictureWork(
+        id=delivery.job.id,
+        prompt=params.prompt,
+        negative_prompt=params.negative_prompt,
+        seed=params.seed,
+        num_steps=params.steps,
+        guidance_scale=params.guidance_scale,
+        source=source,
+        urgency=PRIORITIES.index(delivery.job.priority),
+        deadline_at=delivery.job.deadline_at,
+        **options,
+    )
+
+
+def _tensor(delivery: Delivery, name: str, dtype: torch.dtype) -> Tensor:
+    """The payload's only tensor, (B, ...)."""
+    if delivery.payload is None:
+        raise InvalidRequest(f"the job's payload is gone: send the {name} again", param=name)
+    try:
+        tensor = load(delivery.payload).get(name)
+    except SafetensorError as error:
+        raise InvalidRequest(
+            f"the job's payload cannot be read as safetensors: {error}", param=name
+        ) from None
+    if tensor is None or tensor.dtype != dtype or tensor.ndim != 4:
+        raise InvalidRequest(
+            f"the job's payload must hold {name}, 4-dimensional, {dtype}", param=name
+        )
+    return tensor

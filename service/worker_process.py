@@ -1,0 +1,123 @@
+"""One worker as a process: model, metrics port and signals around a `Worker`."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from prometheus_client import start_http_server
+
+from models.manifest import Manifest, read_manifest
+from service import metrics
+from service.backends.base import Backend, Limits
+from service.backends.fake_backend import FakeBackend
+from service.backends.torch_backend import TorchBackend
+from service.jobs.connection import connect
+from service.jobs.queue import JobQueue
+from service.log import configure_logging, get_logger
+from service.settings import Settings
+from service.worker import Worker
+
+log = get_logger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_FAKE_ROWS, _FAKE_IMAGES = 16, 4
+
+
+def run_worker(settings: Settings, *, redis_url: str, index: int = 0) -> None:
+    """Work until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the service.
+        redis_url: where the queue is.
+        index: of this worker among those of this machine; chooses the GPU and the metrics port.
+
+    Raises:
+        BundleError: the bundle cannot be loaded.
+    """
+    configure_logging(settings.log_level)
+    manifest = read_manifest(settings.bundle)
+    backend = load_backend(settings, manifest, index)
+    backend.warm_up((1, backend.limits.max_rows))
+    metrics.MODEL.info({"name": manifest.name, "licence": manifest.licence})
+    with _metrics_server(settings, index) as metrics_url:
+        asyncio.run(_work(settings, manifest, backend, redis_url, metrics_url))
+
+
+def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Backend:
+    """The runtime that the settings ask for, with the bundle's model.
+
+    Raises:
+        BundleError: the bundle is incomplete, altered or does not fit its manifest.
+    """
+    if settings.backend == "fake":
+        limits = Limits(
+            image_size=manifest.image_size,
+            latent_shape=manifest.latent_shape,
+            max_rows=settings.max_rows or _FAKE_ROWS,
+            max_images=_FAKE_IMAGES,
+        )
+        return FakeBackend(limits, step_seconds={1: settings.fake_step_s})
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{index % torch.cuda.device_count()}"
+    cores = len(os.sched_getaffinity(0))
+    return TorchBackend.load(
+        settings.bundle,
+        device=device,
+        threads=settings.threads or max(1, cores // settings.workers),
+        max_rows=settings.max_rows,
+    )
+
+
+@contextmanager
+def _metrics_server(settings: Settings, index: int) -> Iterator[str | None]:
+    """Serve this process's metrics; the address to announce, or None.
+
+    A configured port is for a Prometheus that knows it. A free port is known to nobody, so it is
+    announced for the gateway on this machine, which shows it under its own /metrics.
+    """
+    port = settings.metrics_port
+    host = settings.host if port else _LOOPBACK
+    server, thread = start_http_server(port + index if port else 0, addr=host)
+    try:
+        yield None if port else f"http://{_LOOPBACK}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def _work(
+    settings: Settings,
+    manifest: Manifest,
+    backend: Backend,
+    redis_url: str,
+    metrics_url: str | None,
+) -> None:
+    redis = connect(redis_url)
+    queue = JobQueue(
+        redis,
+        name=settings.queue_name,
+        lease_s=settings.lease_s,
+        result_ttl_s=settings.result_ttl_s,
+        max_waiting=settings.max_waiting,
+        max_deliveries=settings.max_deliveries,
+        on_dead_letter=_count_dead_letter,
+    )
+    worker = Worker(settings, queue, backend, manifest, metrics_url=metrics_url)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, worker.drain)
+    try:
+        await worker.run()
+    finally:
+        await queue.close()
+        await redis.aclose()
+
+
+def _count_dead_letter(job_id: str) -> None:
+    metrics.DEAD_LETTERS.inc()
+    log.error("job given up after too many deliveries", job_id=job_id)
