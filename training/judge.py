@@ -4,7 +4,7 @@ A picture is a plain background and pieces that differ from it; each piece is co
 drawings of every kind at many sizes and turns. Needs no torch, so it runs beside any sampler.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,7 +31,7 @@ from training.segments import (
 )
 from training.sprites import OPAQUE, mask_box, sprite
 
-MIN_SCORE = 0.9
+MIN_SCORE = 0.86
 """Below this overlap with its best drawing an item is `unknown`."""
 
 _BASE_SIDE = 128
@@ -193,33 +193,35 @@ class Judge:
         return Reading(background=canvas.ground.name, items=tuple(items))
 
     def _items(self, canvas: _Canvas, region: Mask, regions: list[Mask]) -> list[FoundItem]:
-        """The region as one item, or as several that touch."""
-        whole, pure = self._item(canvas, region, regions)
-        if pure and whole.kind != UNKNOWN:
-            return [whole]
+        """The region as one item and what shows in it, or as several items that touch."""
+        whole, spots = self._item(canvas, region, regions)
+        if whole.kind != UNKNOWN:
+            return [whole, *(self._item(canvas, spot, [])[0] for spot in spots)]
         pieces = split_by_color(region, canvas.labs, canvas.nearest)
-        if len(pieces) > 1:
-            return [item for piece in pieces for item in self._parts(canvas, piece, pieces)]
-        if not pure:
-            whole = replace(whole, kind=UNKNOWN)
-        return self._parts(canvas, region, regions, whole)
+        if len(pieces) == 1:
+            return self._parts(canvas, region, regions, whole)
+        items = [(piece, self._item(canvas, piece, pieces)[0]) for piece in pieces]
+        return [part for pair in items for part in self._parts(canvas, pair[0], pieces, pair[1])]
 
     def _parts(
-        self, canvas: _Canvas, piece: Mask, pieces: list[Mask], whole: FoundItem | None = None
+        self, canvas: _Canvas, piece: Mask, pieces: list[Mask], whole: FoundItem
     ) -> list[FoundItem]:
         """A piece of one colour: itself, or items that touch if each of them is then recognised."""
-        whole = whole or self._item(canvas, piece, pieces)[0]
         parts = split_at_necks(piece) if whole.kind == UNKNOWN else []
         if len(parts) < 2:
             return [whole]
         items = [self._item(canvas, part, [*pieces, *parts])[0] for part in parts]
         return items if all(item.kind != UNKNOWN for item in items) else [whole]
 
-    def _item(self, canvas: _Canvas, piece: Mask, pieces: list[Mask]) -> tuple[FoundItem, bool]:
-        """The piece as one item, and whether nothing else shows in it."""
+    def _item(
+        self, canvas: _Canvas, piece: Mask, pieces: list[Mask]
+    ) -> tuple[FoundItem, list[Mask]]:
+        """The piece as one item, and spots of other colours that show in it."""
         rgb = np.median(canvas.image[main_color(piece, canvas.nearest)], axis=0)
-        others = np.any([other & ~piece for other in pieces], axis=0)
-        coverage, strange = _coverage(canvas, piece, others, rgb.astype(np.float32))
+        others = np.zeros_like(piece)
+        for other in pieces:
+            others |= other
+        coverage, strange = _coverage(canvas, piece, others & ~piece, rgb.astype(np.float32))
         row, score = _match(self._bank, coverage) if coverage.any() else (-1, 0.0)
         box = mask_box(piece)
         kind, extent = UNKNOWN, float(max(box[2] - box[0], box[3] - box[1]))
@@ -229,10 +231,14 @@ class Judge:
             x, y = _centroid(coverage)
             dx, dy = self._bank.offsets[row].tolist()
             center = (x - dx, y - dy)
-        item = FoundItem(
-            kind=kind, color=color_name(rgb), center=center, box=box, extent=extent, score=score
-        )
-        return item, not components(strange)
+        color = color_name(rgb)
+        spots = [
+            spot
+            for spot in components(strange)
+            if color_name(np.median(canvas.image[spot], axis=0)) != color
+        ]
+        item = FoundItem(kind=kind, color=color, center=center, box=box, extent=extent, score=score)
+        return item, spots
 
 
 def _area(box: tuple[int, int, int, int]) -> int:
