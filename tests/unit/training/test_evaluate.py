@@ -1,0 +1,169 @@
+"""Evaluation: the pieces on true pictures, the whole on a bundle of tiny runs, and its records."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.manifest import BundleError, read_manifest, write_manifest
+from training.editing import EditCase, change_reached, held_out_edits
+from training.evaluate import evaluate_bundle, summary
+from training.following import categories, follow_prompts, held_out_prompts, rates
+from training.judge import Judge
+from training.painting import Picture
+from training.readme import END, START, fill, outdated
+from training.rendering import render
+from training.scenes import EDIT_KINDS
+from training.stickers import FULL_WORLD, SHAPES, SHAPES_WORLD
+from training.verdicts import judge_scene
+
+ROOT = Path(__file__).parents[3]
+STICKERS = ROOT / "bundles" / "stickers"
+
+WIDE_WORLD = replace(
+    SHAPES_WORLD,
+    sizes=("small", "large"),
+    max_items=3,
+    same_kind_counts=True,
+    edit_kinds=EDIT_KINDS,
+)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(SHAPES)
+
+
+def test_categories_are_what_the_world_has() -> None:
+    assert [one.name for one in categories(SHAPES_WORLD)] == ["one_shape", "two_shapes"]
+    assert [one.name for one in categories(FULL_WORLD)] == [
+        "one_shape",
+        "two_shapes",
+        "count_of_two",
+        "count_of_three",
+        "one_thing",
+    ]
+
+
+def test_a_painter_that_paints_the_scene_is_always_right(judge: Judge) -> None:
+    for category in categories(WIDE_WORLD):
+        cases = held_out_prompts(category, 12, seed=1)
+        truth = {case.prompt: render(case.scene).image for case in cases}
+        done: list[int] = []
+
+        def paint(
+            prompts: list[str], seeds: list[int], truth: dict[str, Picture] = truth
+        ) -> list[Picture]:
+            return [truth[prompt] for prompt in prompts]
+
+        images, verdicts = follow_prompts(paint, judge, cases, batch_size=5, on_done=done.append)
+        assert len(images) == 12
+        assert done == [5, 5, 2]
+        assert rates(verdicts) == dict.fromkeys(
+            ("loose", "color", "background", "place", "strict"), 1.0
+        )
+
+
+def test_held_out_samples_depend_on_their_seed_alone() -> None:
+    category = categories(SHAPES_WORLD)[0]
+    assert held_out_prompts(category, 5, seed=3) == held_out_prompts(category, 9, seed=3)[:5]
+    assert held_out_prompts(category, 5, seed=3) != held_out_prompts(category, 5, seed=4)
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_the_true_target_reaches_the_change_and_the_source_does_not(
+    judge: Judge, kind: str
+) -> None:
+    for case in held_out_edits(WIDE_WORLD, kind, 12, seed=2):
+        assert case.edit.kind == kind
+        target, source = judge.read(case.target), judge.read(case.source)
+        assert judge_scene(target, case.edit.target).strict
+        assert change_reached(target, case.edit)
+        assert not judge_scene(source, case.edit.target).strict
+        assert not change_reached(source, case.edit)
+
+
+def test_unchanged_pixels_are_those_of_both_pictures() -> None:
+    case: EditCase = held_out_edits(SHAPES_WORLD, "recolour", 1, seed=0)[0]
+    assert case.unchanged.any()
+    assert not case.unchanged.all()
+    np.testing.assert_array_equal(case.source[case.unchanged], case.target[case.unchanged])
+
+
+def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_path: Path) -> None:
+    before = read_manifest(tiny_stickers)
+    report = evaluate_bundle(tiny_stickers, num_prompts=3, num_scenes=3, num_edits=2, seed=5)
+    assert report["prompts"]["one_shape"]["num_prompts"] == 3
+    assert report["prompts"]["two_shapes"]["num_prompts"] == 1
+    assert set(report["edits"]) == set(SHAPES_WORLD.edit_kinds)
+    assert report["options"] == {
+        "num_steps": 2,
+        "guidance_scale": 2.0,
+        "image_guidance_scale": 1.0,
+    }
+    assert 0 < report["reconstruction"]["psnr_db"] < 100
+    strict = report["prompts"]["one_shape"]["strict"]
+    assert 0 <= strict["low"] <= strict["rate"] <= strict["high"] <= 1
+    assert {"revision", "hardware", "versions", "seed"} <= report.keys()
+
+    assert json.loads((tiny_stickers / "report.json").read_text()) == report
+    after = read_manifest(tiny_stickers)
+    assert after.quality == summary(report)
+    assert after.model_copy(update={"quality": {}}) == before
+    with Image.open(tiny_stickers / "samples.png") as sheet:
+        assert sheet.width > 3 * 128
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{START}\n{END}\n")
+    files = outdated(readme, tiny_stickers)
+    for path, text in files.items():
+        path.write_text(text)
+    assert {path.name for path in files} == {"README.md"}
+    assert outdated(readme, tiny_stickers) == {}
+    assert "| one shape (3) |" in readme.read_text()
+
+
+def test_measuring_may_leave_the_bundle_alone(tiny_stickers: Path) -> None:
+    before = {path: path.read_bytes() for path in tiny_stickers.iterdir()}
+    options = {"num_steps": 1, "guidance_scale": 1.0, "image_guidance_scale": 2.0}
+    report = evaluate_bundle(
+        tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1, write=False, **options
+    )
+    assert report["options"] == options
+    assert {path: path.read_bytes() for path in tiny_stickers.iterdir()} == before
+
+
+def test_the_same_seed_measures_the_same(tiny_stickers: Path) -> None:
+    first, second = (
+        evaluate_bundle(tiny_stickers, num_prompts=2, num_scenes=2, num_edits=1, write=False)
+        for _ in range(2)
+    )
+    assert first | {"seconds": 0} == second | {"seconds": 0}
+
+
+def test_a_bundle_that_does_not_say_what_it_draws_is_refused(tiny_stickers: Path) -> None:
+    manifest = read_manifest(tiny_stickers)
+    write_manifest(tiny_stickers, manifest.model_copy(update={"draws": {}}))
+    with pytest.raises(BundleError, match="draws"):
+        evaluate_bundle(tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1)
+
+
+def test_numbers_below_one_are_refused(tiny_stickers: Path) -> None:
+    with pytest.raises(ValueError, match="prompts must be at least 1, got 0"):
+        evaluate_bundle(tiny_stickers, num_prompts=0)
+
+
+@pytest.mark.parametrize("text", ["", START, END + START, START + END + START, START + END + END])
+def test_a_readme_needs_one_pair_of_markers(text: str) -> None:
+    with pytest.raises(ValueError, match="README"):
+        fill(text, "block")
+
+
+@pytest.mark.skipif(
+    not (STICKERS / "report.json").exists(), reason="bundles/stickers has no report yet"
+)
+def test_readme_and_manifest_agree() -> None:
+    assert list(outdated(ROOT / "README.md", STICKERS)) == []

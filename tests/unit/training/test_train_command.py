@@ -1,0 +1,178 @@
+"""`rpiae train` and `rpiae evaluate`: what they run, and one clear line for each mistake."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from tests.unit.training.conftest import TINY_STAGES, tiny_bundle_config
+from training import plans
+from training.cli import evaluate_command, train_command
+from training.overrides import OverrideError, apply_overrides, flat
+from training.plans import PLANS, find_plan
+from training.presets import PRESETS
+
+BRIDGE = PRESETS["stickers-bridge"]
+
+
+@pytest.fixture(autouse=True)
+def one_wide_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def run(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command("train")(train_command)
+    app.command("evaluate")(evaluate_command)
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.fixture
+def tiny_presets(monkeypatch: pytest.MonkeyPatch, run_stage: object, tmp_path: Path) -> None:
+    """Presets of the tiny stages, so that the real commands train in a moment."""
+    bundle = tiny_bundle_config(tmp_path / "made")
+    for step in (*TINY_STAGES, bundle):
+        monkeypatch.setitem(plans.PLANS, step.name, (step,))
+    monkeypatch.setitem(plans.PLANS, "tiny", (*TINY_STAGES, bundle))
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_chain_runs_every_stage_and_makes_the_bundle(tmp_path: Path) -> None:
+    result = run("train", "tiny", "--root", str(tmp_path), "--threads", "1")
+    assert result.exit_code == 0, result.output
+    for config in TINY_STAGES:
+        assert f"{config.name}: 4 steps done" in result.output
+    assert (tmp_path / "made" / "manifest.json").exists()
+    assert "bundle tiny" in result.output
+
+    again = run("train", "tiny", "--root", str(tmp_path))
+    assert again.exit_code == 0
+    assert again.output.count("is finished") == len(TINY_STAGES)
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_the_effective_config_is_shown(tmp_path: Path) -> None:
+    result = run(
+        "train", "tiny-pretrain", "--root", str(tmp_path), "--set", "optim.lr=0.002", "--set=seed=7"
+    )
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert any("optim.lr" in line and "0.002" in line for line in lines)
+    assert any("seed" in line and "7" in line for line in lines)
+    assert any("model.encoder.width" in line and "32" in line for line in lines)
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_run_of_another_config_is_not_continued(tmp_path: Path) -> None:
+    assert run("train", "tiny-pretrain", "--root", str(tmp_path)).exit_code == 0
+    result = run("train", "tiny-pretrain", "--root", str(tmp_path), "--set", "steps=9")
+    assert result.exit_code == 2
+    assert "other values of steps" in result.output
+
+
+def test_a_missing_run_before_is_one_clear_line(tmp_path: Path) -> None:
+    result = run("train", "stickers-bridge", "--root", str(tmp_path))
+    assert result.exit_code == 2
+    assert "error: stickers-bridge starts from stickers-pivot" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "rpiae train --list"),
+        (["nothing"], "no preset 'nothing'; there are stickers, "),
+        (["stickers", "--set", "seed=1"], "--set changes one step"),
+        (["stickers-bridge", "--set", "optim.lr"], "is not field=value"),
+        (["stickers-bridge", "--set", "optim.foo=1"], "optim.foo: no field 'foo'; there are lr,"),
+        (["stickers-bridge", "--set", "steps=many"], "steps: 'many' is not a whole number"),
+        (["stickers-bridge", "--set", "steps=0"], "steps: steps and batch_size must be >= 1"),
+        (["stickers-bundle", "--set", "guidance_scale=-1"], "must not be negative"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = run("train", *arguments, "--root", str(tmp_path))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_presets_are_listed() -> None:
+    result = run("train", "--list")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in PLANS)
+
+
+def test_each_stage_of_the_chain_comes_after_the_one_it_needs() -> None:
+    seen: set[str | None] = {None}
+    for step in PLANS["stickers"]:
+        if step.name in PRESETS:
+            assert PRESETS[step.name].after in seen
+        seen.add(step.name)
+    assert PLANS["stickers"][-1].name == "stickers-bundle"
+
+
+def test_evaluating_no_bundle_is_one_clear_line(tmp_path: Path) -> None:
+    result = run("evaluate", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is not a bundle" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_evaluation_prints_its_tables(tiny_stickers: Path) -> None:
+    result = run(
+        "evaluate", str(tiny_stickers), "--prompts=1", "--scenes=1", "--edits=1", "--no-write"
+    )
+    assert result.exit_code == 0, result.output
+    for words in ("reconstruction", "one shape", "recolour", "round trip alone"):
+        assert words in result.output
+    assert not (tiny_stickers / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("steps=12", "steps", 12),
+        ("optim.lr = 3e-4", "optim.lr", 3e-4),
+        ("optim.betas=(0.8, 0.9)", "optim.betas", (0.8, 0.9)),
+        ("after=none", "after", None),
+        ("after=other", "after", "other"),
+        ("world=full", "world", "full"),
+        ("refit_decoder=yes", "refit_decoder", True),
+        ("model.encoder.depth=2", "model.encoder.depth", 2),
+        ("kl_weight=1", "kl_weight", 1.0),
+    ],
+)
+def test_fields_are_set_with_their_type(text: str, name: str, value: object) -> None:
+    (changed,) = find_plan("stickers-bridge", [text])
+    values = flat(changed)
+    assert values[name] == value
+    assert type(values[name]) is type(value)
+    assert {**values, name: None} == {**flat(BRIDGE), name: None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim=1", "optim: set one of optim.lr"),
+        ("steps.more=1", "steps has no fields"),
+        ("world=moon", "'moon' is none of shapes, full"),
+        ("refit_decoder=perhaps", "not true or false"),
+        ("optim.betas=0.9", "takes 2 values"),
+        ("optim.lr=-1", "lr must be positive"),
+        ("model.encoder.width=30", "width 30"),
+        ("=1", "is not field=value"),
+    ],
+)
+def test_values_that_do_not_fit_name_the_field(text: str, message: str) -> None:
+    with pytest.raises(OverrideError, match=message):
+        apply_overrides(BRIDGE, [text])
+
+
+def test_flat_names_every_leaf() -> None:
+    changed = replace(BRIDGE, seed=BRIDGE.seed + 1)
+    different = [key for key, value in flat(changed).items() if flat(BRIDGE)[key] != value]
+    assert different == ["seed"]
+    assert len(flat(BRIDGE)) > len(fields(BRIDGE))
