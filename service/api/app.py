@@ -1,0 +1,110 @@
+"""The gateway application: HTTP in, jobs into the queue, results out. It runs no model."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from models.manifest import MANIFEST_NAME, Manifest, read_manifest
+from service.api import health
+from service.api.body_limit import BodyLimitMiddleware
+from service.api.error_response import install_error_handlers
+from service.api.images.router import router as images_router
+from service.api.latents.router import router as latents_router
+from service.api.models.router import router as models_router
+from service.api.request_context import RequestContextMiddleware
+from service.api.state import Gateway, State
+from service.api.vocabulary import Vocabulary
+from service.errors import QueueUnavailable
+from service.jobs.connection import connect
+from service.jobs.queue import JobQueue
+from service.log import get_logger
+from service.metrics import MODEL
+from service.settings import ENV_PREFIX, Settings, SettingsError
+
+_LINKS = {
+    "documentation": "/docs",
+    "interface": "/openapi.json",
+    "models": "/v1/models",
+    "readiness": "/readyz",
+    "metrics": "/metrics",
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; what it connects to is opened by its lifespan.
+
+    Raises:
+        SettingsError: no Redis address.
+        BundleError: no usable manifest or vocabulary in `settings.bundle`.
+    """
+    if settings.redis_url is None:
+        raise SettingsError(f"a gateway needs a Redis: set {ENV_PREFIX}REDIS_URL")
+    manifest = read_manifest(settings.bundle)
+    app = FastAPI(
+        title="rpiae",
+        description="Pictures from prompts, edits by instruction, and the latents between them. "
+        "The image endpoints follow OpenAI's Images API; further fields are extensions.",
+        lifespan=_lifespan(
+            settings, settings.redis_url, manifest, Vocabulary.read(settings.bundle, manifest)
+        ),
+        # The first is the outermost.
+        middleware=[
+            Middleware(RequestContextMiddleware),
+            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    install_error_handlers(app)
+    for router in (health.router, models_router, images_router, latents_router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def show_links() -> dict[str, str]:
+        return _LINKS
+
+    return app
+
+
+def _lifespan(
+    settings: Settings, redis_url: str, manifest: Manifest, vocabulary: Vocabulary | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        redis = connect(redis_url)
+        queue = JobQueue(
+            redis,
+            name=settings.queue_name,
+            lease_s=settings.lease_s,
+            result_ttl_s=settings.result_ttl_s,
+            max_waiting=settings.max_waiting,
+            max_deliveries=settings.max_deliveries,
+        )
+        MODEL.info({"name": manifest.name, "licence": manifest.licence})
+        try:
+            await _open_queue(queue)
+            yield State(
+                gateway=Gateway(
+                    settings=settings,
+                    manifest=manifest,
+                    bundle_written_at=int((settings.bundle / MANIFEST_NAME).stat().st_mtime),
+                    vocabulary=vocabulary,
+                    queue=queue,
+                    decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
+                )
+            )
+        finally:
+            await queue.close()
+            await redis.aclose()
+
+    return lifespan
+
+
+async def _open_queue(queue: JobQueue) -> None:
+    """A Redis that is not there yet is no reason not to start: `/readyz` says what is missing."""
+    try:
+        await queue.open()
+    except QueueUnavailable as error:
+        get_logger(__name__).warning("queue not opened yet", error=error.message)

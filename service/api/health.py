@@ -1,0 +1,60 @@
+"""Whether the gateway lives, whether it can serve, and what Prometheus reads."""
+
+import math
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from service.api.state import Gateway, GatewayDep
+from service.errors import QueueUnavailable
+from service.jobs.job import PRIORITIES
+from service.metrics import QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, WORKERS
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz")
+async def check_alive() -> dict[str, str]:
+    """200 while the process answers; for liveness probes."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "`reason` says what is missing."}})
+async def check_ready(gateway: GatewayDep) -> Response:
+    """200 when Redis answers and a worker has the model loaded; for readiness probes."""
+    model = gateway.manifest.name
+    if not await gateway.queue.ping():
+        return _not_ready("Redis does not answer")
+    workers = await gateway.serving_workers()
+    if not workers:
+        return _not_ready(f"no live worker serves {model}")
+    return JSONResponse({"status": "ready", "model": model, "workers": len(workers)})
+
+
+@router.get("/metrics", response_class=Response)
+async def show_metrics(gateway: GatewayDep) -> Response:
+    """Metrics of this gateway, and the state of the queue as Redis knows it now."""
+    await _read_queue_gauges(gateway)
+    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _not_ready(reason: str) -> Response:
+    return JSONResponse({"status": "not ready", "reason": reason}, 503)
+
+
+async def _read_queue_gauges(gateway: Gateway) -> None:
+    """NaN while Redis is away: the last known numbers would look alive."""
+    try:
+        depths = await gateway.queue.depth()
+        num_workers = len(await gateway.serving_workers())
+    except QueueUnavailable:
+        for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_SECONDS):
+            for priority in PRIORITIES:
+                gauge.labels(priority).set(math.nan)
+        WORKERS.set(math.nan)
+        return
+    for priority, depth in depths.items():
+        QUEUE_DEPTH.labels(priority).set(depth.waiting)
+        QUEUE_OLDEST_SECONDS.labels(priority).set(depth.oldest_s)
+    WORKERS.set(num_workers)

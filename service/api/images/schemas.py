@@ -1,0 +1,131 @@
+"""Fields of the image endpoints: OpenAI's names for what OpenAI has, ours for the rest.
+
+What depends on the loaded model (offered sizes, most steps) is checked in the service, not here.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.uploads import Fit
+from service.jobs.job import ImageFormat, Priority
+
+# Integers above 2**53 do not survive JSON in every client; ten pictures use seed ... seed + 9.
+LARGEST_SEED = 2**53 - 10
+
+
+class ImageFields(BaseModel):
+    """What generations and edits have in common. A null counts as absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(description="What the picture shall show, or what shall change.")
+    model: str | None = Field(None, description="Name of the loaded model; absent: that one.")
+    n: int = Field(1, ge=1, le=10, description="Number of pictures, with seeds seed, seed + 1, ...")
+    size: str = Field("auto", description="WIDTHxHEIGHT in pixels, or `auto`.")
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="Only `b64_json` is offered."
+    )
+    output_format: ImageFormat = Field(
+        "png",
+        description="`Accept: image/png` (jpeg, webp) takes precedence and answers raw bytes.",
+    )
+    output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp.")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    partial_images: int = Field(0, ge=0, le=3, description="Only 0 is offered.")
+
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Absent: drawn at random.")
+    steps: int | None = Field(
+        None, ge=1, description="Denoising steps; absent: the model's default."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        le=30,
+        allow_inf_nan=False,
+        description="Weight of the prompt, 1 is off; absent: the model's default.",
+    )
+    negative_prompt: str = Field("", description="What the picture shall not show.")
+    sampler: str | None = Field(None, description="Solver; absent: the model's own.")
+    priority: Priority = "interactive"
+    deadline_ms: int | None = Field(
+        None, ge=1, description="Give up after so many milliseconds; absent: the service's limit."
+    )
+
+    background: Literal["transparent", "opaque", "auto"] = Field(
+        "auto", description="Pictures are opaque; `transparent` is refused."
+    )
+    quality: str = Field("auto", description="Accepted, without effect.")
+    moderation: str = Field("auto", description="Accepted, without effect.")
+    complexity: str = Field("auto", description="Accepted, without effect.")
+    user: str = Field("", description="Accepted, without effect.")
+    safety_identifier: str = Field("", description="Accepted, without effect.")
+
+
+class GenerationFields(ImageFields):
+    """JSON body of `POST /v1/images/generations`."""
+
+    style: str = Field("", description="Accepted, without effect.")
+
+
+class EditFields(ImageFields):
+    """Text fields of `POST /v1/images/edits`, multipart; the picture is the file `image`."""
+
+    image_guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        le=30,
+        allow_inf_nan=False,
+        description="Weight of the source picture, 1 is off; absent: the model's default.",
+    )
+    strength: float = Field(
+        1.0, gt=0, le=1, description="Below 1 the result starts from the source instead of noise."
+    )
+    fit: Fit = Field("pad", description="How a picture of another size comes to the model's size.")
+    input_fidelity: str = Field("high", description="Accepted, without effect.")
+
+
+class ImageItem(BaseModel):
+    """One finished picture."""
+
+    b64_json: str
+    seed: int = Field(description="Send it again, with the same fields, for the same picture.")
+
+
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """Sizes of the model's input and output: words of the prompt, latent cells of the pictures."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    total_tokens: int
+
+
+class ImagesResponse(BaseModel):
+    """Answer of the image endpoints."""
+
+    created: int = Field(description="Unix time in seconds.")
+    data: list[ImageItem]
+    background: Literal["opaque"] = "opaque"
+    output_format: ImageFormat
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
+    usage: Usage
+
+
+class CompletedEvent(BaseModel):
+    """`image_generation.completed` or `image_edit.completed` of a stream, one per picture."""
+
+    type: Literal["image_generation.completed", "image_edit.completed"]
+    b64_json: str
+    created_at: int
+    size: str
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+    output_format: ImageFormat
+    usage: Usage
+    seed: int

@@ -1,0 +1,118 @@
+"""`/v1/latents`: pictures to latents and latents to pictures, one or many at once."""
+
+import secrets
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.api.auth import OwnerDep
+from service.api.job_group import make_jobs, unless_disconnected
+from service.api.latents.formats import (
+    JSON_TYPE,
+    NPY_TYPES,
+    SAFETENSORS_TYPES,
+    write_safetensors,
+)
+from service.api.latents.schemas import (
+    DecodedImages,
+    DecodeFields,
+    DecodeQuery,
+    EncodedLatents,
+    EncodeFields,
+    EncodeQuery,
+)
+from service.api.latents.service import (
+    decode_media_type,
+    decode_params,
+    decode_pictures,
+    encode_media_type,
+    images_answer,
+    latents_answer,
+    read_latents_body,
+    read_pictures,
+)
+from service.api.openapi import BINARY, answers, multipart_schema, request_body
+from service.api.request_context import serves
+from service.api.state import GatewayDep
+from service.jobs.job import EncodeParams
+
+router = APIRouter(prefix="/v1/latents", tags=["latents"])
+
+_TENSORS: dict[str, Any] = dict.fromkeys((*SAFETENSORS_TYPES, *NPY_TYPES), BINARY)
+_PICTURES: dict[str, Any] = dict.fromkeys(("image/png", "image/jpeg", "image/webp"), BINARY)
+_FILES = {"image": {"type": "array", "items": BINARY}}
+
+
+@router.post(
+    "/encode",
+    response_model=EncodedLatents,
+    responses=answers(_TENSORS),
+    openapi_extra=request_body(
+        {
+            **_PICTURES,
+            "multipart/form-data": multipart_schema(None, _FILES),
+            JSON_TYPE: EncodeFields.model_json_schema(),
+        }
+    ),
+    dependencies=[serves("encode")],
+)
+async def encode_images(
+    request: Request,
+    gateway: GatewayDep,
+    owner: OwnerDep,
+    query: Annotated[EncodeQuery, Query()],
+) -> Response:
+    """Latents of pictures, normalised, with mean and log variance of the posterior.
+
+    Answers safetensors (`latents`, `mean`, `logvar`), npy (`latents` only) or JSON, by `Accept`.
+    Pictures are brought to the model's size; the header `x-rpiae-fit` says how.
+    """
+    wanted = encode_media_type(request)
+    images, fitted = await decode_pictures(
+        gateway, await read_pictures(request, gateway), query.fit
+    )
+    headers = {"x-rpiae-fit": fitted}
+    seed = 0
+    if query.sample:
+        seed = secrets.randbelow(2**32) if query.seed is None else query.seed
+        headers["x-rpiae-seed"] = str(seed)
+    params = EncodeParams(sample=query.sample, seed=seed)
+    group = make_jobs(request, gateway, owner, task="encode", params=[params])
+    async with group:
+        await group.put(write_safetensors({"images": images}))
+        (outcome,) = await unless_disconnected(request, group.outcomes())
+    answer = await to_thread.run_sync(latents_answer, outcome.outputs[0], wanted, gateway.manifest)
+    return Response(answer.content, media_type=answer.media_type, headers=headers)
+
+
+@router.post(
+    "/decode",
+    response_model=DecodedImages,
+    responses=answers({**_PICTURES, **_TENSORS}),
+    openapi_extra=request_body({**_TENSORS, JSON_TYPE: DecodeFields.model_json_schema()}),
+    dependencies=[serves("decode")],
+)
+async def decode_latents(
+    request: Request,
+    gateway: GatewayDep,
+    owner: OwnerDep,
+    query: Annotated[DecodeQuery, Query()],
+) -> Response:
+    """Pictures of latents, which are normalised as encode gives them.
+
+    Answers a picture for one item and JSON with base64 for many; with `Accept`, also one array of
+    uint8 pixels (B, 3, H, W) as safetensors (`images`) or npy.
+    """
+    latents = await read_latents_body(request, gateway)
+    wanted = decode_media_type(request, query, len(latents))
+    params = decode_params(wanted, query)
+    group = make_jobs(request, gateway, owner, task="decode", params=[params])
+    async with group:
+        await group.put(write_safetensors({"latents": latents}))
+        (outcome,) = await unless_disconnected(request, group.outcomes())
+    build = partial(images_answer, outcome.outputs, wanted, query.output_format, gateway.manifest)
+    answer = await to_thread.run_sync(build)
+    return Response(answer.content, media_type=answer.media_type)

@@ -1,0 +1,132 @@
+"""What every request gets: `x-request-id`, `Server-Timing`, a log line, metrics.
+
+The very last error handler sits here too, so that its answer carries the same headers.
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import Depends, Request
+from fastapi.params import Depends as DependsParameter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.manifest import Task
+from service.api.error_response import CLIENT_CLOSED_REQUEST, internal_error
+from service.log import bind_request, get_logger
+from service.metrics import REQUEST_SECONDS, REQUESTS
+
+_USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, logged only when debugging
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """State of one request, in `scope["state"]`; endpoints add what they learn."""
+
+    id: str
+    started_at: float = field(default_factory=time.perf_counter)
+    task: Task | None = None
+    status: int | None = None
+    stages_s: dict[str, float] = field(default_factory=dict)
+    failure: int | None = None
+    """Status that a stream would have had, had its error come before its first byte."""
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started_at
+
+    def add_stages(self, timings_s: Mapping[str, float]) -> None:
+        """Take over the stages of a job; of jobs that run side by side the longest counts."""
+        for name, value in timings_s.items():
+            self.stages_s[name] = max(value, self.stages_s.get(name, 0.0))
+
+    def server_timing(self) -> str:
+        """Value of the Server-Timing header: milliseconds per stage, and in all."""
+        stages = {**self.stages_s, "total": self.seconds}
+        return ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in stages.items())
+
+    def outcome(self) -> str:
+        """The label that metrics give this request."""
+        status = self.failure or self.status or CLIENT_CLOSED_REQUEST
+        if status < 400:
+            return "ok"
+        known = {
+            CLIENT_CLOSED_REQUEST: "cancelled",
+            429: "rejected",
+            503: "rejected",
+            504: "expired",
+        }
+        return known.get(status, "client_error" if status < 500 else "failed")
+
+
+def context_of(request: Request) -> RequestContext:
+    """The context that the outermost layer made for this request."""
+    context: RequestContext = request.state.context
+    return context
+
+
+def serves(task: Task) -> DependsParameter:
+    """Dependency of the endpoints that run the model: names the task for the metrics."""
+
+    async def set_task(request: Request) -> None:
+        context_of(request).task = task
+
+    dependency: DependsParameter = Depends(set_task)
+    return dependency
+
+
+class RequestContextMiddleware:
+    """Outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._log = get_logger(__name__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        usable = _USABLE_ID.fullmatch(offered)
+        context = RequestContext(offered if usable else f"req_{secrets.token_hex(12)}")
+        scope.setdefault("state", {})["context"] = context
+        bind_request(context.id)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                context.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = context.id
+                headers["server-timing"] = context.server_timing()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            context.failure = CLIENT_CLOSED_REQUEST
+            raise
+        except Exception:
+            self._log.exception("request failed unexpectedly", path=scope["path"])
+            context.failure = 500
+            if context.status is None:
+                await internal_error()(scope, receive, send_with_headers)
+        finally:
+            self._record(scope, context)
+
+    def _record(self, scope: Scope, context: RequestContext) -> None:
+        if context.task is not None:
+            REQUESTS.labels(task=context.task, outcome=context.outcome()).inc()
+            REQUEST_SECONDS.labels(task=context.task).observe(context.seconds)
+        write = self._log.debug if scope["path"] in _PROBES else self._log.info
+        write(
+            "request answered",
+            method=scope["method"],
+            path=scope["path"],
+            status=context.failure or context.status,
+            seconds=round(context.seconds, 4),
+        )
