@@ -5,6 +5,7 @@ Masks are (H, W) bool. Colours are compared in CIELAB, in the units of `palette.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,20 @@ def color_name(rgb: Pixels) -> str:
     return COLOR_NAMES[index] if near else UNKNOWN
 
 
+def differs(labs: Pixels, ground: NDArray[np.floating[Any]]) -> Mask:
+    """Pixels that are clearly not of a background's colour; CIELAB values."""
+    distance = ((labs - ground) ** 2).sum(axis=-1)
+    return np.asarray(distance > _FOREGROUND_DISTANCE**2)
+
+
+def group_near(pieces: list[Mask], gap: int) -> list[Mask]:
+    """Unites pieces that lie at most about two `gap` pixels apart."""
+    if len(pieces) < 2:
+        return pieces
+    solid = np.any(pieces, axis=0)
+    return [wide & solid for wide in components(dilate(solid, gap))]
+
+
 def find_ground(image: Pixels, labs: Pixels, nearest: NDArray[np.intp]) -> Ground:
     """The commonest colour of the picture, its border counted twice."""
     counts = np.bincount(nearest.ravel(), minlength=len(COLOR_NAMES))
@@ -127,7 +142,7 @@ def find_ground(image: Pixels, labs: Pixels, nearest: NDArray[np.intp]) -> Groun
     of_ground = nearest == counts.argmax()
     for _ in range(2):  # the second time, pixels that fell to a neighbouring colour count too
         center = np.median(labs[of_ground], axis=0)
-        of_ground = ((labs - center) ** 2).sum(axis=-1) <= _FOREGROUND_DISTANCE**2
+        of_ground = ~differs(labs, center)
         if not of_ground.any():
             break
     rgb = np.median(image[of_ground], axis=0) if of_ground.any() else image.mean(axis=(0, 1))

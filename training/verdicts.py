@@ -50,7 +50,7 @@ def item_size(item: FoundItem) -> str:
 
 
 def _same_look(found: FoundItem, asked: Item) -> bool:
-    return found.kind == asked.kind and (asked.color is None or found.color == asked.color)
+    return (found.kind, found.color) == (asked.kind, asked.color)
 
 
 def _related(found: tuple[FoundItem, ...], asked: tuple[Item, ...]) -> bool:
@@ -87,7 +87,6 @@ def judge_scene(reading: Reading, scene: Scene, *, by_relation: bool = False) ->
     num_asked = len(scene.items)
     looks = Counter((item.kind, item.color) for item in scene.items)
     found_looks = Counter((item.kind, item.color) for item in reading.items)
-    found_kinds = Counter(item.kind for item in reading.items)
     colors = Counter(item.color for item in scene.items if item.color is not None)
     found_colors = Counter(item.color for item in reading.items)
     in_place = [
@@ -101,10 +100,7 @@ def judge_scene(reading: Reading, scene: Scene, *, by_relation: bool = False) ->
     )
     background = reading.background == scene.background.colors[0]
     return Verdict(
-        loose=all(
-            (found_kinds[kind] if color is None else found_looks[kind, color]) >= number
-            for (kind, color), number in looks.items()
-        ),
+        loose=all(found_looks[look] >= number for look, number in looks.items()),
         color=all(found_colors[color] >= number for color, number in colors.items()),
         background=background,
         place=bool(in_place),

@@ -15,8 +15,10 @@ from training.rendering import render
 from training.segments import UNKNOWN
 from training.stickers import (
     COLORS,
+    FULL_WORLD,
     SHAPES,
     SHAPES_WORLD,
+    THINGS,
     Background,
     Item,
     Scene,
@@ -28,6 +30,8 @@ from training.verdicts import judge_scene, tells_relation
 
 Picture = NDArray[np.uint8]
 WIDE_WORLD = replace(SHAPES_WORLD, sizes=("small", "large"), max_items=3, same_kind_counts=True)
+
+EVERYDAY_WORLD = replace(FULL_WORLD, background_styles=("plain",), scenes=())
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,35 @@ def test_true_pictures_are_accepted(
         reading = judge.read(damage(render(scene).image, rng))
         num_right += judge_scene(reading, scene).strict
     assert num_right / num_scenes >= least
+
+
+@pytest.mark.parametrize("damage", [untouched, compressed])
+def test_everyday_things_are_recognised_beside_shapes(
+    damage: Callable[[Picture, np.random.Generator], Picture],
+) -> None:
+    judge = Judge((*SHAPES, *THINGS))
+    rng = np.random.default_rng(5)
+    num_right, num_scenes = 0, 40
+    for _ in range(num_scenes):
+        scene = sample_scene(rng, EVERYDAY_WORLD)
+        reading = judge.read(damage(render(scene).image, rng))
+        num_right += judge_scene(reading, scene).strict
+    assert num_right / num_scenes >= 0.97
+
+
+def test_a_thing_has_its_place_and_size_but_no_color() -> None:
+    judge = Judge(THINGS)
+    rng = np.random.default_rng(7)
+    world = replace(EVERYDAY_WORLD, shapes=())
+    for _ in range(10):
+        (thing,) = sample_scene(rng, world, 1).items
+        scene = scene_of(thing, background="gray")
+        if not stands_out(thing.kind, None, scene.background):
+            continue
+        (found,) = judge.read(render(scene).image).items
+        assert (found.kind, found.color) == (thing.kind, None)
+        np.testing.assert_allclose(found.center, thing.center, atol=3)
+        assert abs(found.extent - thing.extent) <= 4
 
 
 def with_item(scene: Scene, index: int, item: Item) -> Scene:
