@@ -1,5 +1,6 @@
 """Connections to Redis that survive its restarts: bounded, with jittered retries."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,26 @@ def connect(redis_url: str, *, max_connections: int = 32, protocol: int | None =
         **options,
     )
     return Redis.from_pool(pool)
+
+
+class Cancellation:
+    """Makes up for cancellations of the current task that get lost.
+
+    redis-py sends each command inside `asyncio.wait_for`, whose Python 3.11 version swallows a
+    cancellation that arrives in the same turn as the end of the sending. A loop that would go on
+    waiting asks `check` first.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "made inside a task"
+        self._task = task
+        self._num_known = task.cancelling()  # of those, somebody has taken note
+
+    def check(self) -> None:
+        """Raise CancelledError when the task was cancelled since this object was made."""
+        if self._task.cancelling() > self._num_known:
+            raise asyncio.CancelledError
 
 
 @contextmanager

@@ -13,7 +13,11 @@ from typing import Any
 from redis.asyncio import Redis
 
 from service.errors import ErrorBody, Overloaded
-from service.jobs.connection import BLOCK_SLICE_MS, unavailable_as_service_error
+from service.jobs.connection import (
+    BLOCK_SLICE_MS,
+    Cancellation,
+    unavailable_as_service_error,
+)
 from service.jobs.job import (
     PRIORITIES,
     Delivery,
@@ -137,10 +141,12 @@ class JobQueue(JobStore):
         if credit < 1:
             return []
         left_ms = block_ms
+        cancellation = Cancellation()
         while True:
             deliveries, places = await self._take_now(worker, credit)
             if deliveries or left_ms <= 0:
                 return deliveries
+            cancellation.check()
             slice_ms = min(left_ms, BLOCK_SLICE_MS)
             if places:
                 with unavailable_as_service_error():

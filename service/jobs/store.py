@@ -18,7 +18,7 @@ from service.errors import (
     NotFound,
     QueueUnavailable,
 )
-from service.jobs.connection import unavailable_as_service_error
+from service.jobs.connection import Cancellation, unavailable_as_service_error
 from service.jobs.job import Event, Job, Outcome, Status
 from service.jobs.watch import Watch
 
@@ -97,6 +97,7 @@ class JobStore:
                 param="Last-Event-ID",
             )
         key = self._key("events", job_id)
+        cancellation = Cancellation()
         async with self._watch.stream(key, after) as changed:
             while True:
                 changed.clear()
@@ -106,12 +107,15 @@ class JobStore:
                 for entry_id, fields in entries:
                     after = entry_id.decode()
                     event = await self._to_event(after, fields)
+                    cancellation.check()
                     yield event
                     if event.final:
                         return
+                    cancellation = Cancellation()  # the next event may be another task's
                 if not entries:
                     if status.final:
                         return
+                    cancellation.check()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(changed.wait(), _LOOK_AGAIN_S)
 
@@ -133,6 +137,7 @@ class JobStore:
 
     async def _wait(self, job_id: str) -> Outcome:
         known = False
+        cancellation = Cancellation()
         while True:
             try:
                 async with self._watch.job_end(job_id) as changed:
@@ -144,6 +149,7 @@ class JobStore:
                         if status is None:
                             raise _lost(job_id) if known else _not_found(job_id)
                         known = True
+                        cancellation.check()
                         with suppress(TimeoutError):
                             await asyncio.wait_for(changed.wait(), _LOOK_AGAIN_S)
             except QueueUnavailable:

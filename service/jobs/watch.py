@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from service.jobs.connection import (
     BLOCK_SLICE_MS,
+    Cancellation,
     reconnect_backoff,
     unavailable_as_service_error,
 )
@@ -95,9 +96,11 @@ class Watch:
         return {self._done: newest[0][0].decode() if newest else "0-0", self._bell: "0-0"}
 
     async def _read_for_ever(self) -> None:
+        cancellation = Cancellation()
         backoff = reconnect_backoff()
         failures = 0
         while True:
+            cancellation.check()
             try:
                 if self._positions is None:
                     self._positions = await self._find_positions()
