@@ -1,0 +1,81 @@
+"""The README's own examples, run as they stand against a server that was started as it says."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.serving import own_server
+from training.presets import PRESETS
+
+README = Path(__file__).parents[2] / "README.md"
+ADDRESS = "http://127.0.0.1:8000"
+SIZE = (128, 128)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with own_server() as url:
+        yield url
+
+
+def code_block(language: str, containing: str) -> str:
+    """The one code block of the README in that language with that text in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if containing in block]
+    return block
+
+
+def run(arguments: list[str], folder: Path) -> None:
+    """Run a program in `folder` with this environment's commands first on PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    finished = subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        assert image.size == SIZE
+        return image.convert("RGB").tobytes()
+
+
+def test_curl_and_the_openai_client_get_the_same_picture(
+    server: str, require_tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    require_tool("curl")
+    run(["bash", "-c", code_block("sh", "curl").replace(ADDRESS, server)], tmp_path)
+    by_curl = pixels(tmp_path / "out.png")
+
+    script = code_block("python", "OpenAI(").replace(ADDRESS, server)
+    run([sys.executable, "-W", "error", "-c", script], tmp_path)
+    assert pixels(tmp_path / "out.png") == by_curl
+    assert pixels(tmp_path / "edited.png") != by_curl
+
+
+def test_commands_make_the_files_they_name(tmp_path: Path) -> None:
+    block = code_block("sh", "rpiae generate")
+    offline = re.findall(r"^rpiae (?:generate|edit|encode|decode) .*$", block, re.MULTILINE)
+    assert len(offline) == 4
+    for line in offline:
+        run(["bash", "-c", line], tmp_path)
+        output = re.search(r"-o (\S+)", line)
+        assert output is not None
+        assert (tmp_path / output[1]).stat().st_size > 0
+    assert pixels(tmp_path / "out.png") != pixels(tmp_path / "edited.png")
+
+
+def test_the_named_training_run_exists() -> None:
+    (name,) = re.findall(r"rpiae train (\S+)", code_block("sh", "rpiae train"))
+    assert name in PRESETS
