@@ -1,4 +1,4 @@
-"""Tiny runs of every stage, made once, and the bundle of them."""
+"""Tiny runs of every stage, made once, and the bundle of them; scenes made by hand."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,9 @@ from training.config import (
     PretrainConfig,
     RunConfig,
 )
+from training.judge import Judge
 from training.run import Run
+from training.stickers import SHAPES, Background, Item, Scene
 
 MODEL = RPiAEConfig(
     encoder=SmallViTConfig(width=32, depth=1, num_heads=2),
@@ -120,3 +122,26 @@ def tiny_stickers(tmp_path: Path, tiny_runs: Path) -> Path:
     directory = tmp_path / "tiny"
     make_bundle(tiny_bundle_config(directory), tiny_runs)
     return directory
+
+
+@pytest.fixture(scope="session")
+def judge() -> Judge:
+    """A judge of all shapes."""
+    return Judge(SHAPES)
+
+
+def shape(kind: str, color: str, center: tuple[float, float], position: str) -> Item:
+    return Item(
+        kind=kind,
+        color=color,
+        size="large",
+        position=position,
+        center=center,
+        extent=56,
+        angle=0.0,
+    )
+
+
+def scene_of(*items: Item, background: str = "white") -> Scene:
+    ground = Background(style="plain", colors=(background,), scene=None)
+    return Scene(background=ground, items=items, seed=0)

@@ -17,7 +17,7 @@ from training.painting import Picture
 from training.readme import END, START, fill, outdated
 from training.rendering import render
 from training.scenes import EDIT_KINDS
-from training.stickers import FULL_WORLD, SHAPES, SHAPES_WORLD
+from training.stickers import FULL_WORLD, SHAPES_WORLD
 from training.verdicts import judge_scene
 
 ROOT = Path(__file__).parents[3]
@@ -30,11 +30,6 @@ WIDE_WORLD = replace(
     same_kind_counts=True,
     edit_kinds=EDIT_KINDS,
 )
-
-
-@pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(SHAPES)
 
 
 def test_categories_are_what_the_world_has() -> None:
