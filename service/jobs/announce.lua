@@ -3,8 +3,7 @@
 
 local worker, info, ttl_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if ttl_ms <= 0 then
-  redis.call('ZREM', root .. ':alive', worker)
-  redis.call('HDEL', root .. ':workers', worker)
+  forget_worker(worker)
   return
 end
 redis.call('ZADD', root .. ':alive', now_ms() + ttl_ms, worker)

@@ -12,7 +12,8 @@
 --   <root>:wake               stream, touched when an entry becomes free again
 --   <root>:cancel             set of running jobs that someone cancelled
 --   <root>:dead               stream of jobs that were given up
---   <root>:pace               hash: seconds_ms per finished job, streak of interactive jobs
+--   <root>:alive, :workers    sorted set of names by expiry in ms, and what they announced
+--   <root>:pace               hash: ms per finished job, streak of interactive jobs
 
 local root = KEYS[1]
 local GROUP = 'workers'
@@ -52,6 +53,19 @@ local function lease(stream, entry)
   local found = redis.call('XPENDING', stream, GROUP, entry, entry, 1)[1]
   if found then
     return found[2], found[4]
+  end
+end
+
+-- A worker that is gone: off the list, and off the groups unless it left entries behind, which must
+-- stay claimable.
+local function forget_worker(worker)
+  redis.call('ZREM', root .. ':alive', worker)
+  redis.call('HDEL', root .. ':workers', worker)
+  for _, priority in ipairs({ 'interactive', 'batch' }) do
+    local stream = key('stream', priority)
+    if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, worker) == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, worker)
+    end
   end
 end
 

@@ -66,10 +66,9 @@ class Watch:
 
     async def close(self) -> None:
         for task in (self._task, self._ringing):
-            if task:
+            while task and not task.done():
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.wait([task], timeout=0.1)  # again: a cancellation may get lost
         self._task = self._ringing = None
 
     @asynccontextmanager
@@ -86,7 +85,7 @@ class Watch:
     async def _start(self) -> None:
         """Fix the place in `done` before the caller looks at his job, so its end is not missed."""
         async with self._starting:
-            if self._task is None:
+            if self._task is None or self._task.done():
                 with unavailable_as_service_error():
                     self._positions = await self._find_positions()
                 self._task = asyncio.create_task(self._read_for_ever(), name="queue watch")

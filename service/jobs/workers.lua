@@ -1,7 +1,6 @@
 -- Live workers as {name, info (JSON), ...}; those whose announcement expired are forgotten.
 
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', root .. ':alive', '-inf', now_ms())) do
-  redis.call('ZREM', root .. ':alive', worker)
-  redis.call('HDEL', root .. ':workers', worker)
+  forget_worker(worker)
 end
 return redis.call('HGETALL', root .. ':workers')

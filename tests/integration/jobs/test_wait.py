@@ -192,3 +192,18 @@ async def test_announced_workers_expire_unless_they_go_on(
     await queue.announce("long", {}, 0)
     assert await queue.workers() == {}
     assert await queue.ping()
+
+
+async def test_a_worker_that_left_stays_known_only_while_it_holds_jobs(
+    queue: JobQueue, client: Redis, stream_of: Callable[[str], str], make_job: MakeJob
+) -> None:
+    await queue.put([make_job(), make_job()])
+    [idle] = await queue.take("tidy", 1, 0)
+    await queue.take("crashed", 1, 0)
+    assert await queue.finish("tidy", idle, [], {})
+    for worker in ("tidy", "crashed"):
+        await queue.announce(worker, {}, 60)
+        await queue.announce(worker, {}, 0)
+
+    [left] = await client.xinfo_consumers(stream_of("interactive"), "workers")
+    assert (left["name"], left["pending"]) == (b"crashed", 1)

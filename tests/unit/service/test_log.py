@@ -1,0 +1,66 @@
+"""Log lines are JSON and carry the ids of the request and the job."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from service.log import bind_job, bind_request, configure_logging, get_logger
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    stream = io.StringIO()
+    configure_logging("info", stream=stream)
+    yield stream
+    root.handlers, root.level = before
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_our_lines_and_those_of_libraries_look_alike(lines: io.StringIO) -> None:
+    bind_request("req-1", route="/v1/models")
+    get_logger("service.api").info("answered", status=200)
+    logging.getLogger("uvicorn.error").warning("late by %d s", 3, extra={"color_message": "\x1b"})
+    get_logger("service.api").debug("too fine to be written")
+
+    ours, theirs = parsed(lines)
+    assert (ours["event"], ours["status"], ours["level"]) == ("answered", 200, "info")
+    assert (theirs["event"], theirs["level"]) == ("late by 3 s", "warning")
+    assert theirs["logger"] == "uvicorn.error"
+    assert "color_message" not in theirs
+    assert {line["request_id"] for line in (ours, theirs)} == {"req-1"}
+    assert {line["route"] for line in (ours, theirs)} == {"/v1/models"}
+
+
+def test_a_job_replaces_what_was_bound_before(lines: io.StringIO) -> None:
+    bind_request("req-1", route="/v1/models")
+    bind_job("job-1", request_id="req-2")
+    get_logger("service.worker").info("finished")
+    bind_job("job-2")
+    get_logger("service.worker").info("finished")
+
+    first, second = parsed(lines)
+    assert (first["job_id"], first["request_id"]) == ("job-1", "req-2")
+    assert "route" not in first
+    assert second["job_id"] == "job-2"
+    assert "request_id" not in second
+
+
+def test_exceptions_come_as_one_line(lines: io.StringIO) -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        get_logger("service").exception("job failed")
+    [line] = parsed(lines)
+    assert "ValueError: broken" in line["exception"]

@@ -1,0 +1,105 @@
+"""Settings come from RPIAE_* variables; what cannot be used names its variable."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, hash_api_key, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("RPIAE_"):
+            monkeypatch.delenv(name)
+
+
+def test_every_setting_is_documented() -> None:
+    undocumented = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert undocumented == []
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = load_settings()
+    assert settings.redis_url is None
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.bundle.parts[-2:] == ("bundles", "stickers")
+
+
+def test_variables_are_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPIAE_PORT", "9000")
+    monkeypatch.setenv("RPIAE_REDIS_URL", "unix:///run/redis.sock")
+    monkeypatch.setenv("RPIAE_LOG_LEVEL", "WARNING")
+    monkeypatch.setenv("RPIAE_MAX_ROWS", "")  # set but empty is not set
+    monkeypatch.setenv("RPIAE_LOG_PROMPTS", "true")
+
+    settings = load_settings(workers=2, bundle=Path("other"), host=None)
+
+    assert settings.port == 9000
+    assert settings.redis_url == "unix:///run/redis.sock"
+    assert settings.log_level == "warning"
+    assert settings.max_rows is None
+    assert settings.log_prompts
+    assert (settings.workers, settings.bundle, settings.host) == (2, Path("other"), "127.0.0.1")
+    assert load_settings(port=1).port == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("RPIAE_PORT", "tcp://10.0.0.1:80", "integer"),
+        ("RPIAE_PORT", "70000", "65535"),
+        ("RPIAE_WORKERS", "0", "1"),
+        ("RPIAE_REDIS_URL", "localhost:6379", "redis://"),
+        ("RPIAE_LEASE_S", "-1", "greater"),
+        ("RPIAE_QUEUE_NAME", "a{b}", "pattern"),
+        ("RPIAE_LOG_LEVEL", "loud", "'debug'"),
+        ("RPIAE_BACKEND", "abacus", "'torch'"),
+        ("RPIAE_API_KEYS", "short", "5 characters"),
+        ("RPIAE_API_KEYS", "sha256:12", "64"),
+        ("RPIAE_HOST", "0.0.0.0", "RPIAE_API_KEYS"),
+    ],
+)
+def test_an_unusable_value_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=variable) as refused:
+        load_settings()
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_all_unusable_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPIAE_PORT", "x")
+    monkeypatch.setenv("RPIAE_WORKERS", "y")
+    with pytest.raises(SettingsError, match=r"RPIAE_PORT: .*; RPIAE_WORKERS: "):
+        load_settings()
+
+
+def test_keys_are_held_as_digests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = hash_api_key("second-key-of-ours")
+    monkeypatch.setenv("RPIAE_API_KEYS", f" first-key-of-ours, sha256:{hashed} ,")
+    settings = load_settings(host="0.0.0.0")
+    assert settings.api_keys == (hash_api_key("first-key-of-ours"), hashed)
+    assert "first-key" not in repr(settings)
+
+
+def test_a_key_never_shows_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPIAE_API_KEYS", "hush")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    assert load_settings(host=host).api_keys == ()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example"])
+def test_an_open_address_needs_keys_or_an_explicit_wish(host: str) -> None:
+    with pytest.raises(SettingsError, match="RPIAE_ALLOW_ANONYMOUS"):
+        load_settings(host=host)
+    assert load_settings(host=host, allow_anonymous=True).host == host
