@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
+import httpx
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
@@ -85,16 +86,19 @@ def _lifespan(
         MODEL.info({"name": manifest.name, "licence": manifest.licence})
         try:
             await _open_queue(queue)
-            yield State(
-                gateway=Gateway(
-                    settings=settings,
-                    manifest=manifest,
-                    bundle_written_at=int((settings.bundle / MANIFEST_NAME).stat().st_mtime),
-                    vocabulary=vocabulary,
-                    queue=queue,
-                    decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
+            # Plain HTTP to this machine: no certificates to load, no proxy to ask.
+            async with httpx.AsyncClient(verify=False, trust_env=False, timeout=1) as local_http:
+                yield State(
+                    gateway=Gateway(
+                        settings=settings,
+                        manifest=manifest,
+                        bundle_written_at=int((settings.bundle / MANIFEST_NAME).stat().st_mtime),
+                        vocabulary=vocabulary,
+                        queue=queue,
+                        local_http=local_http,
+                        decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
+                    )
                 )
-            )
         finally:
             await queue.close()
             await redis.aclose()

@@ -1,12 +1,14 @@
 """Whether the gateway lives, whether it can serve, and what Prometheus reads."""
 
 import math
+from typing import Any
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from service.api.state import Gateway, GatewayDep
+from service.api.worker_metrics import merge_families, scrape_workers
 from service.errors import QueueUnavailable
 from service.jobs.job import PRIORITIES
 from service.metrics import QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, WORKERS
@@ -34,27 +36,33 @@ async def check_ready(gateway: GatewayDep) -> Response:
 
 @router.get("/metrics", response_class=Response)
 async def show_metrics(gateway: GatewayDep) -> Response:
-    """Metrics of this gateway, and the state of the queue as Redis knows it now."""
-    await _read_queue_gauges(gateway)
-    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+    """Metrics of this gateway and of its machine's workers; the queue as Redis knows it now."""
+    workers = await _read_queue_gauges(gateway)
+    scraped = await scrape_workers(gateway.local_http, workers)
+    families = merge_families(REGISTRY.collect(), scraped)
+    return Response(generate_latest(families), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _not_ready(reason: str) -> Response:
     return JSONResponse({"status": "not ready", "reason": reason}, 503)
 
 
-async def _read_queue_gauges(gateway: Gateway) -> None:
-    """NaN while Redis is away: the last known numbers would look alive."""
+async def _read_queue_gauges(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    """Set the gauges and return the live workers.
+
+    While Redis is away the gauges are NaN: the last known numbers would look alive.
+    """
     try:
         depths = await gateway.queue.depth()
-        num_workers = len(await gateway.serving_workers())
+        workers = await gateway.serving_workers()
     except QueueUnavailable:
         for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_SECONDS):
             for priority in PRIORITIES:
                 gauge.labels(priority).set(math.nan)
         WORKERS.set(math.nan)
-        return
+        return {}
     for priority, depth in depths.items():
         QUEUE_DEPTH.labels(priority).set(depth.waiting)
         QUEUE_OLDEST_SECONDS.labels(priority).set(depth.oldest_s)
-    WORKERS.set(num_workers)
+    WORKERS.set(len(workers))
+    return workers

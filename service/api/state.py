@@ -1,9 +1,10 @@
 """What the application holds while it runs, and how an endpoint gets it."""
 
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import anyio
+import httpx
 from fastapi import Depends, Request
 
 from models.manifest import Manifest
@@ -22,17 +23,20 @@ class Gateway:
     """Unix time in seconds."""
     vocabulary: Vocabulary | None
     queue: JobQueue
+    local_http: httpx.AsyncClient
+    """For the workers' metrics on this machine."""
     decoding: anyio.CapacityLimiter
     """Bounds the threads that decode uploads, and so the memory their pixels take."""
 
-    async def serving_workers(self) -> list[str]:
-        """Names of the live workers that have this gateway's model.
+    async def serving_workers(self) -> dict[str, dict[str, Any]]:
+        """The live workers that have this gateway's model, and what they announced.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
         workers = await self.queue.workers()
-        return [name for name, info in workers.items() if info.get("model") == self.manifest.name]
+        model = self.manifest.name
+        return {name: info for name, info in workers.items() if info.get("model") == model}
 
 
 class State(TypedDict):

@@ -79,7 +79,11 @@ class EditFields(ImageFields):
         description="Weight of the source picture, 1 is off; absent: the model's default.",
     )
     strength: float = Field(
-        1.0, gt=0, le=1, description="Below 1 the result starts from the source instead of noise."
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Below 1 the result starts from the source instead of noise.",
     )
     fit: Fit = Field("pad", description="How a picture of another size comes to the model's size.")
     input_fidelity: str = Field("high", description="Accepted, without effect.")

@@ -119,7 +119,7 @@ def worker(_module_worker: QueueWorker) -> Iterator[QueueWorker]:
     _module_worker.cancelled.clear()
     yield _module_worker
     _module_worker.paused.clear()
-    _module_worker.error = None
+    _module_worker.error = _module_worker.outputs = None
 
 
 @pytest.fixture(scope="session")

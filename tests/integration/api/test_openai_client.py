@@ -153,7 +153,7 @@ def test_models(gateway: Gateway):
 
 
 def test_errors_reach_the_client_with_their_fields(gateway: Gateway):
-    with pytest.raises(openai.UnprocessableEntityError, match="n: .*less than or equal") as caught:
+    with pytest.raises(openai.UnprocessableEntityError, match=r"n: .*less than or equal") as caught:
         gateway.openai.images.generate(prompt=PROMPT, n=11)
     error = caught.value
     assert (error.param, error.code, error.type) == ("n", "invalid_value", "invalid_request_error")
