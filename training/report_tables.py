@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def _percent(rate: dict[str, float]) -> str:
-    return f"{rate['rate']:.1%} ({rate['low']:.0%}-{rate['high']:.0%})"
+    return f"{rate['rate']:.1%}\n{100 * rate['low']:.0f} to {100 * rate['high']:.0f}"
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
