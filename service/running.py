@@ -89,11 +89,10 @@ class RunningJobs:
         return [job for job in self if not job.ending]
 
     def credit(self, max_rows: int) -> int:
-        """Jobs to ask the queue for; at least one while any row is free."""
+        """Jobs to ask the queue for: those that could step at once, and no store of others."""
         if sum(job.ending for job in self._jobs.values()) >= self._max_ending:
             return 0
-        free = max_rows - self.held_rows
-        return -(-free // _USUAL_ROWS) if free > 0 else 0
+        return max(0, max_rows - self.held_rows) // _USUAL_ROWS
 
     def pop_progress(self) -> dict[str, tuple[int, int]]:
         """Latest (step, num_steps) of the jobs that moved since the last call."""

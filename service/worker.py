@@ -130,6 +130,9 @@ class Worker:
                 continue
             try:
                 deliveries = await self._queue.take(self.name, credit, _BLOCK_MS)
+                if self._draining.is_set():
+                    await self._queue.give_back(self.name, deliveries)
+                    return
             except QueueUnavailable as error:
                 log.warning("cannot take jobs", reason=str(error.__cause__))
                 await asyncio.sleep(RETRY_S)

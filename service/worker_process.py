@@ -17,7 +17,7 @@ from service.backends.torch_backend import TorchBackend
 from service.jobs.connection import connect
 from service.jobs.queue import JobQueue
 from service.log import configure_logging, get_logger
-from service.settings import Settings
+from service.settings import ENV_PREFIX, Settings, SettingsError
 from service.worker import Worker
 
 log = get_logger(__name__)
@@ -26,24 +26,27 @@ _LOOPBACK = "127.0.0.1"
 _FAKE_ROWS, _FAKE_IMAGES = 16, 4
 
 
-def run_worker(settings: Settings, *, redis_url: str, index: int = 0) -> None:
+def run_worker(settings: Settings, *, index: int = 0) -> None:
     """Work until SIGTERM or SIGINT.
 
     Args:
-        settings: of the service.
-        redis_url: where the queue is.
+        settings: `redis_url` is required here.
         index: of this worker among those of this machine; chooses the GPU and the metrics port.
 
     Raises:
+        SettingsError: no Redis address.
         BundleError: the bundle cannot be loaded.
+        OSError: the metrics port cannot be bound.
     """
+    if settings.redis_url is None:
+        raise SettingsError(f"a worker needs a Redis: set {ENV_PREFIX}REDIS_URL")
     configure_logging(settings.log_level)
     manifest = read_manifest(settings.bundle)
     backend = load_backend(settings, manifest, index)
     backend.warm_up((1, backend.limits.max_rows))
     metrics.MODEL.info({"name": manifest.name, "licence": manifest.licence})
     with _metrics_server(settings, index) as metrics_url:
-        asyncio.run(_work(settings, manifest, backend, redis_url, metrics_url))
+        asyncio.run(_work(settings, settings.redis_url, manifest, backend, metrics_url))
 
 
 def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Backend:
@@ -92,9 +95,9 @@ def _metrics_server(settings: Settings, index: int) -> Iterator[str | None]:
 
 async def _work(
     settings: Settings,
+    redis_url: str,
     manifest: Manifest,
     backend: Backend,
-    redis_url: str,
     metrics_url: str | None,
 ) -> None:
     redis = connect(redis_url)

@@ -1,5 +1,6 @@
 """Whether the gateway lives, whether it can serve, and what Prometheus reads."""
 
+import asyncio
 import math
 from typing import Any
 
@@ -15,6 +16,9 @@ from service.metrics import QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, WORKERS
 
 router = APIRouter(tags=["operation"])
 
+# A hung Redis must not hang the probes, whose own patience is often a second.
+_PATIENCE_S = 0.8
+
 
 @router.get("/healthz")
 async def check_alive() -> dict[str, str]:
@@ -26,9 +30,11 @@ async def check_alive() -> dict[str, str]:
 async def check_ready(gateway: GatewayDep) -> Response:
     """200 when Redis answers and a worker has the model loaded; for readiness probes."""
     model = gateway.manifest.name
-    if not await gateway.queue.ping():
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            workers = await gateway.serving_workers()
+    except (QueueUnavailable, TimeoutError):
         return _not_ready("Redis does not answer")
-    workers = await gateway.serving_workers()
     if not workers:
         return _not_ready(f"no live worker serves {model}")
     return JSONResponse({"status": "ready", "model": model, "workers": len(workers)})
@@ -53,9 +59,10 @@ async def _read_queue_gauges(gateway: Gateway) -> dict[str, dict[str, Any]]:
     While Redis is away the gauges are NaN: the last known numbers would look alive.
     """
     try:
-        depths = await gateway.queue.depth()
-        workers = await gateway.serving_workers()
-    except QueueUnavailable:
+        async with asyncio.timeout(_PATIENCE_S):
+            depths = await gateway.queue.depth()
+            workers = await gateway.serving_workers()
+    except (QueueUnavailable, TimeoutError):
         for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_SECONDS):
             for priority in PRIORITIES:
                 gauge.labels(priority).set(math.nan)

@@ -99,10 +99,10 @@ class QueueWorker:
         redis = connect(self._redis_url)
         queue = JobQueue(redis, name=self._queue_name)
         await queue.open()
-        await queue.announce(NAME, {"model": self._model}, _ANNOUNCED_S)
-        self._ready.set()
         running: set[asyncio.Task[None]] = set()
         while not self._stopping.is_set():
+            await queue.announce(NAME, {"model": self._model}, _ANNOUNCED_S)
+            self._ready.set()
             for delivery in await queue.take(NAME, 64, 20):
                 self.jobs.append(delivery.job)
                 running.add(asyncio.create_task(self._work(queue, delivery)))

@@ -1,4 +1,4 @@
-"""What answers carry beside their pictures: headers, raw bytes, errors of the service's own making."""
+"""What answers carry beside pictures: headers, raw bytes, errors of the service's own."""
 
 import io
 import re

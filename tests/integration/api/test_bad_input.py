@@ -28,7 +28,7 @@ PROMPT = {"prompt": "a red circle"}
 
 @pytest.fixture(autouse=True)
 def _server_goes_on(gateway: Gateway, worker: QueueWorker) -> Iterator[None]:
-    """After every wrong request the next right one is answered, and no job was made of the first."""
+    """A wrong request made no job, and the next right one is answered."""
     yield
     assert worker.jobs == []
     answer = gateway.http.post(GENERATE, json=PROMPT)

@@ -1,0 +1,254 @@
+"""The `rpiae` command.
+
+Each command imports what it needs when it runs, so that `--help` answers at once. Commands of
+other packages come through the entry-point group `rpiae.commands` and are loaded when asked for.
+"""
+
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from service.console import draw_with_progress, plain_errors, show_address
+
+if TYPE_CHECKING:
+    from service.offline import OfflineModel, PictureOptions
+    from service.settings import Settings
+
+_ENTRY_POINTS = "rpiae.commands"
+
+
+class _Commands(TyperGroup):
+    """Our own commands, then those of other packages."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        own = super().list_commands(ctx)
+        return own + sorted(set(entry_points(group=_ENTRY_POINTS).names) - set(own))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in entry_points(group=_ENTRY_POINTS, name=cmd_name):
+            app = typer.Typer(add_completion=False)
+            app.command(cmd_name)(entry.load())
+            return typer.main.get_command(app)
+        return None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pictures from prompts, edits by instruction, and the latents between them.",
+    epilog="Every setting also has an environment variable, RPIAE_<NAME>; see service/settings.py.",
+)
+
+BundleOption = Annotated[
+    Path | None, typer.Option(help="The model's directory; default: bundles/stickers.")
+]
+RedisOption = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="redis://, rediss:// or unix:// address of the queue."),
+]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")]
+PortOption = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Default: 8000; 0 takes a free one.")
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: 1.")]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="PNG, JPEG or WebP file; several are numbered.")
+]
+CountOption = Annotated[int, typer.Option("--n", "-n", min=1, max=1000, help="Pictures to make.")]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="The same seed, the same picture; default: at random.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Denoising steps; default: the bundle's.")
+]
+GuidanceOption = Annotated[
+    float | None, typer.Option(min=0, help="How closely to follow the prompt; 1 is off.")
+]
+NegativeOption = Annotated[str, typer.Option(help="What to stay away from.")]
+
+
+@app.command()
+def serve(
+    host: HostOption = None,
+    port: PortOption = None,
+    workers: WorkersOption = None,
+    bundle: BundleOption = None,
+    redis_url: RedisOption = None,
+) -> None:
+    """Serve over HTTP: gateway, workers, and a private Redis unless one is given."""
+    with plain_errors():
+        from service import supervisor
+
+        settings = _settings(
+            host=host, port=port, workers=workers, bundle=bundle, redis_url=redis_url
+        )
+        supervisor.serve(settings, lambda address: show_address(address, settings))
+
+
+@app.command()
+def gateway(
+    host: HostOption = None,
+    port: PortOption = None,
+    bundle: BundleOption = None,
+    redis_url: RedisOption = None,
+) -> None:
+    """Run only the HTTP gateway; workers take its jobs from Redis."""
+    with plain_errors():
+        from service.api.server import run_gateway
+        from service.log import configure_logging
+
+        settings = _settings(host=host, port=port, bundle=bundle, redis_url=redis_url)
+        configure_logging(settings.log_level)
+        run_gateway(settings, typer.echo)
+
+
+@app.command()
+def worker(
+    bundle: BundleOption = None,
+    redis_url: RedisOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that share this machine's CPU cores.")
+    ] = None,
+    index: Annotated[
+        int, typer.Option(min=0, help="Which of them: chooses its GPU and its metrics port.")
+    ] = 0,
+) -> None:
+    """Run only a worker: it takes jobs from Redis and computes them on this machine's device."""
+    with plain_errors():
+        _quiet_threads()
+        from service.worker_process import run_worker
+
+        run_worker(_settings(bundle=bundle, redis_url=redis_url, workers=workers), index=index)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
+    negative_prompt: NegativeOption = "",
+    bundle: BundleOption = None,
+) -> None:
+    """Draw a prompt, without a server."""
+    with plain_errors():
+        model, options = _offline(
+            bundle,
+            count=n,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+        )
+        draw_with_progress(model, prompt, output, options)
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="The picture to change.")],
+    instruction: Annotated[str, typer.Argument(help="What to change.")],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="How closely to keep to the picture; 1 is off.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Below 1 the run starts from the picture.")
+    ] = 1.0,
+    negative_prompt: NegativeOption = "",
+    bundle: BundleOption = None,
+) -> None:
+    """Change a picture by an instruction, without a server."""
+    with plain_errors():
+        model, options = _offline(
+            bundle,
+            count=n,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            strength=strength,
+            negative_prompt=negative_prompt,
+        )
+        draw_with_progress(model, instruction, output, options, source=image)
+
+
+@app.command()
+def encode(
+    images: Annotated[list[Path], typer.Argument(help="Pictures; fitted to the model's size.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.")] = Path(
+        "latents.safetensors"
+    ),
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw from the posterior instead of its mean.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    bundle: BundleOption = None,
+) -> None:
+    """Turn pictures into latents: tensors `latents`, `mean` and `logvar`, one row per picture."""
+    with plain_errors():
+        shape = _model(bundle).encode(images, output, sample=sample, seed=seed)
+        typer.echo(f"{output}  {' x '.join(map(str, shape))}")
+
+
+@app.command()
+def decode(
+    latents: Annotated[Path, typer.Argument(help="A .safetensors file (`latents`) or .npy file.")],
+    output: OutputOption = Path("out.png"),
+    bundle: BundleOption = None,
+) -> None:
+    """Turn latents back into pictures."""
+    with plain_errors():
+        for path in _model(bundle).decode(latents, output):
+            typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point of the installed `rpiae` command."""
+    app()
+
+
+def _settings(**options: Any) -> "Settings":
+    from service.settings import load_settings
+
+    return load_settings(**options)
+
+
+def _quiet_threads() -> None:
+    """OpenMP threads that spin while they wait stall each other on a busy machine.
+
+    OpenMP reads this when torch is imported, so it comes before that.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _model(bundle: Path | None) -> "OfflineModel":
+    _quiet_threads()
+    from service.offline import OfflineModel
+
+    return OfflineModel(_settings(bundle=bundle).bundle)
+
+
+def _offline(bundle: Path | None, **options: Any) -> tuple["OfflineModel", "PictureOptions"]:
+    model = _model(bundle)
+    from service.offline import PictureOptions
+
+    return model, PictureOptions(**options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the commands write to a terminal: progress, results, addresses, errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from service.offline import OfflineModel, PictureOptions
+    from service.settings import Settings
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What the user can mend as one line on stderr and exit status 2; the rest is a bug."""
+    from models.manifest import BundleError
+    from service.errors import ServiceError
+    from service.settings import SettingsError
+
+    try:
+        yield
+    except (BundleError, ServiceError, SettingsError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def draw_with_progress(
+    model: "OfflineModel",
+    prompt: str,
+    output: Path,
+    options: "PictureOptions",
+    *,
+    source: Path | None = None,
+) -> None:
+    """Draw with a progress bar on stderr, then write each file's name and seed to stdout."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    unknown = model.unknown_words(prompt)
+    if unknown:
+        typer.echo(f"note: the model never saw {', '.join(unknown)}", err=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        steps = bar.add_task("steps")
+        made = model.draw(
+            prompt,
+            output,
+            options,
+            source=source,
+            on_step=lambda done, total: bar.update(steps, completed=done, total=total),
+        )
+    for picture in made:
+        typer.echo(f"{picture.path}  seed {picture.seed}")
+
+
+def show_address(address: str, settings: "Settings") -> None:
+    """Where the service is, and a line that can be pasted to get a picture from it."""
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
+    typer.echo(f"rpiae serves {settings.bundle.name} on {address}")
+    typer.echo(
+        f"curl -sS {address}/v1/images/generations {key}-H 'Content-Type: application/json' "
+        "-H 'Accept: image/png' "
+        """-d '{"prompt": "a red circle on a blue background", "seed": 1}' -o out.png"""
+    )
