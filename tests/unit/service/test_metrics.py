@@ -1,4 +1,4 @@
-"""The metrics' names and labels are an interface: dashboards and alerts are written against them."""
+"""Names and labels of the metrics are an interface: dashboards and alerts build on them."""
 
 from prometheus_client.metrics import MetricWrapperBase
 
