@@ -21,7 +21,8 @@ def split_words(prompt: str) -> list[str]:
 class PromptTokenizer:
     """Words to ids of one fixed length, closed by an end token.
 
-    The empty prompt is the end token alone: the null prompt of guidance. Words outside the vocabulary become `<unk>`.
+    The empty prompt is the end token alone: the null prompt of guidance. Words outside the
+    vocabulary become `<unk>`.
     """
 
     def __init__(self, words: Sequence[str], max_tokens: int) -> None:

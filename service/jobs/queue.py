@@ -13,11 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from service.errors import ErrorBody, Overloaded
-from service.jobs.connection import (
-    BLOCK_SLICE_MS,
-    Cancellation,
-    unavailable_as_service_error,
-)
+from service.jobs.connection import BLOCK_SLICE_MS, Cancellation, unavailable_as_service_error
 from service.jobs.job import (
     PRIORITIES,
     Delivery,

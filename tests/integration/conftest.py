@@ -49,8 +49,8 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """Exit status."""
-        for line in self._log:
+        """Exit status; reads the log to its end, so that a full pipe holds nothing up."""
+        self._log.read()
         return self._process.wait(DEADLINE_S)
 
     def close(self) -> None:

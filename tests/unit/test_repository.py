@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PYTHON_FOLDERS = ("models", "training", "export", "service", "tests", "benchmarks")
 MAX_LINES = 300
+MAX_TEST_LINES = 450  # a list of cases reads better in one piece
 MAX_BUNDLE_BYTES = 40 * 2**20
 MAX_DATA_BYTES = 4 * 2**20
 NAMELESS = {"utils.py", "helpers.py", "common.py", "misc.py"}
@@ -54,7 +55,11 @@ def test_python_files_are_short() -> None:
         for path in python_files()
         if not path.is_relative_to(ROOT / "tests" / "data")
     }
-    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+    assert {
+        name: length
+        for name, length in lengths.items()
+        if length > (MAX_TEST_LINES if "tests" in path.relative_to(ROOT).parts else MAX_LINES)
+    } == {}
 
 
 def test_modules_are_named_after_a_subject() -> None:

@@ -1,4 +1,4 @@
-"""The engine: a job's result depends on nothing but the job, and a broken job breaks only itself."""
+"""The engine: a result depends on nothing but its job, and a broken job breaks only itself."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

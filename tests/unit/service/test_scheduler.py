@@ -88,7 +88,7 @@ def test_a_dropped_job_is_gone(active: bool) -> None:
 def test_impossible_sizes_are_refused_with_their_numbers() -> None:
     with pytest.raises(ValueError, match=r"max_rows.*3 rows.*got 2"):
         Scheduler(2)
-    with pytest.raises(ValueError, match="num_rows.*got 4"):
+    with pytest.raises(ValueError, match=r"num_rows.*got 4"):
         job("a", rows=4)
     with pytest.raises(ValueError, match=r"step must be in \[0, 3\), got 3"):
         job("a", step=3)
