@@ -144,6 +144,7 @@ def save_bundle(
             for key, tensor in module.state_dict().items()
         }
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / name)
+        (directory / name).chmod(0o644)  # safetensors writes for its owner alone
     vocabulary = directory / VOCABULARY_FILE
     vocabulary.write_text(json.dumps(tokenizer.words, indent=0) + "\n", encoding="utf-8")
     size = autoencoder.config.encoder.image_size

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from service import metrics
 from service.errors import BackendError, ErrorBody, QueueUnavailable, ServiceError
+from service.jobs.cancellation import end_tasks
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
@@ -75,9 +76,7 @@ class Endings:
 
     async def abandon(self) -> None:
         """Stop what is still on its way; the queue gives those jobs to another worker."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
     def _begin(self, job: RunningJob, sending: Coroutine[Any, Any, None]) -> None:
         job.ending = True

@@ -22,6 +22,7 @@ from service.engine.engine import Engine
 from service.engine.work import Denoised, Failed, Finished, Stepped, Tick
 from service.errors import DeadlineExceeded, InvalidRequest, QueueUnavailable, ServiceError
 from service.intake import to_work
+from service.jobs.cancellation import end_tasks
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
@@ -103,9 +104,7 @@ class Worker:
                 future.result()
         finally:
             self._compute.stop()
-            for task in (life, *helpers):
-                task.cancel()
-            await asyncio.gather(life, *helpers, return_exceptions=True)
+            await end_tasks([life, *helpers])
             await self._endings.abandon()
         await self._leave()
 

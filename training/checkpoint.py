@@ -99,7 +99,7 @@ def resume(
     if changed:
         raise CheckpointError(
             f"{checkpoint} was made with other values of {', '.join(changed)}; "
-            "remove it or choose another --name"
+            "remove it or choose another name with --set name=..."
         )
     for name, module in modules.items():
         load_weights(module, checkpoint / f"{name}.safetensors")

@@ -48,7 +48,7 @@ def samples(gateway: Gateway) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     }
 
 
-def value(gateway: Gateway, name: str, **labels: str) -> float:
+def value(gateway: Gateway, name: str, /, **labels: str) -> float:
     return samples(gateway).get((name, frozenset(labels.items())), 0.0)
 
 
@@ -165,9 +165,7 @@ def test_a_full_queue_refuses(make_settings, start_gateway: StartGateway, wait_u
         # Announced, and busy with other things.
         ask_queue(settings, lambda queue: queue.announce("busy", {"model": MODEL}, 60))
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(
-                gateway.http.post, GENERATE, json={**PROMPT, "n": 3, "deadline_ms": 4000}
-            )
+            waiting = pool.submit(gateway.http.post, GENERATE, json={**PROMPT, "n": 3})
             wait_until(lambda: value(gateway, "rpiae_queue_depth", priority="interactive") == 3)
             answer = gateway.http.post(GENERATE, json=PROMPT)
             assert answer.status_code == 429
@@ -175,9 +173,8 @@ def test_a_full_queue_refuses(make_settings, start_gateway: StartGateway, wait_u
             assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
             assert int(answer.headers["retry-after"]) >= 1
             assert value(gateway, "rpiae_workers") == 1
-            late = waiting.result()
-        assert late.status_code == 504
-        assert "deadline_ms" in late.json()["error"]["message"]
+            with worker_of(settings):
+                assert waiting.result().status_code == 200
 
 
 def test_more_pictures_than_fit_are_refused_together(make_settings, start_gateway: StartGateway):
