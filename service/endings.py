@@ -9,12 +9,12 @@ from torch import Tensor
 
 from service import metrics
 from service.errors import BackendError, ErrorBody, QueueUnavailable, ServiceError
-from service.jobs.cancellation import end_tasks
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
 from service.outputs import describe, encode_outputs
 from service.running import RunningJob, RunningJobs
+from service.tasks import end_tasks
 
 log = get_logger(__name__)
 

@@ -22,12 +22,12 @@ from service.engine.engine import Engine
 from service.engine.work import Denoised, Failed, Finished, Stepped, Tick
 from service.errors import DeadlineExceeded, InvalidRequest, QueueUnavailable, ServiceError
 from service.intake import to_work
-from service.jobs.cancellation import end_tasks
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
 from service.running import RunningJobs
 from service.settings import Settings
+from service.tasks import end_tasks
 
 log = get_logger(__name__)
 
