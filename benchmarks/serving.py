@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-PROMPT = "a red circle on a blue background"
+PROMPT = "a red circle in the center on a blue background"
 CONCURRENCIES = (1, 2, 4, 8)
 START_DEADLINE_S = 120
 STOP_DEADLINE_S = 60

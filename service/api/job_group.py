@@ -20,6 +20,7 @@ from service.errors import (
     ErrorBody,
     InvalidRequest,
     JobFailed,
+    NotFound,
     NoWorker,
     QueueUnavailable,
 )
@@ -85,6 +86,10 @@ class JobGroup:
             raise DeadlineExceeded(
                 f"the result took longer than {limit_s:.3g} s: allow more with deadline_ms, "
                 "ask for fewer steps, or try again when the service is less busy"
+            ) from None
+        except NotFound:
+            raise JobFailed(
+                job.id, ErrorBody("the queue lost it: send the request again", code="job_lost")
             ) from None
         self._unfinished.discard(job.id)
         if outcome.status is Status.SUCCEEDED:

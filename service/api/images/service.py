@@ -28,6 +28,7 @@ from service.api.uploads import decode_upload
 from service.api.vocabulary import split_words, words_header
 from service.errors import InvalidRequest, NotFound
 from service.jobs.job import EditParams, GenerateParams, ImageFormat, Outcome
+from service.log import get_logger
 
 JSON_TYPE = "application/json"
 
@@ -224,6 +225,8 @@ def _group(
     task: Task,
     params: Sequence[GenerateParams],
 ) -> JobGroup:
+    if gateway.settings.log_prompts:
+        get_logger(__name__).info("prompt", task=task, prompt=fields.prompt)
     return make_jobs(
         request,
         gateway,
@@ -260,5 +263,14 @@ def _prompt_headers(fields: ImageFields, gateway: Gateway) -> dict[str, str]:
     """What the client should know about how its prompt was read."""
     if gateway.vocabulary is None:
         return {}
-    unknown = gateway.vocabulary.unknown_words(f"{fields.prompt} {fields.negative_prompt}")
-    return {"x-rpiae-unknown-words": words_header(unknown)} if unknown else {}
+    prompts = (fields.prompt, fields.negative_prompt)
+    notes = {
+        "x-rpiae-unknown-words": gateway.vocabulary.unknown_words(" ".join(prompts)),
+        # The model's last token is the mark of the prompt's end.
+        "x-rpiae-cut-words": [
+            word
+            for prompt in prompts
+            for word in split_words(prompt)[gateway.manifest.max_prompt_tokens - 1 :]
+        ],
+    }
+    return {name: words_header(words) for name, words in notes.items() if words}
