@@ -1,8 +1,10 @@
 """The gateway application: HTTP in, jobs into the queue, results out. It runs no model."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import httpx
@@ -33,6 +35,8 @@ _LINKS = {
     "readiness": "/readyz",
     "metrics": "/metrics",
 }
+
+_CANCEL_TIMEOUT_S = 5.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -83,6 +87,7 @@ def _lifespan(
             max_waiting=settings.max_waiting,
             max_deliveries=settings.max_deliveries,
         )
+        waiting: set[asyncio.Task[Any]] = set()
         MODEL.info({"name": manifest.name, "licence": manifest.licence})
         try:
             await _open_queue(queue)
@@ -96,10 +101,13 @@ def _lifespan(
                         vocabulary=vocabulary,
                         queue=queue,
                         local_http=local_http,
+                        waiting=waiting,
                         decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
                     )
                 )
         finally:
+            if waiting:  # after the drain's limit: these were told to end
+                await asyncio.wait(waiting, timeout=_CANCEL_TIMEOUT_S)
             await queue.close()
             await redis.aclose()
 

@@ -30,6 +30,18 @@ def internal_error() -> Response:
     return JSONResponse({"error": body.to_dict()}, 500)
 
 
+def shutting_down() -> Response:
+    """The answer to a request that the drain did not wait for."""
+    return error_response(
+        ServiceError(
+            "the service is shutting down: send the request again",
+            status=503,
+            code="shutting_down",
+            retry_after_s=1,
+        )
+    )
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Register the handlers; the last one, for what is left, sits in the request-context layer."""
     app.add_exception_handler(ServiceError, _on_service_error)

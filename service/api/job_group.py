@@ -44,6 +44,7 @@ class JobGroup:
         self._unfinished = {job.id for job in jobs}
 
     async def __aenter__(self) -> Self:
+        self._gateway.waiting.add(_this_task())
         return self
 
     async def __aexit__(
@@ -52,7 +53,10 @@ class JobGroup:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.cancel_rest()
+        try:
+            await self._cancel_rest()
+        finally:
+            self._gateway.waiting.discard(_this_task())
 
     async def put(self, payload: bytes | None = None) -> None:
         """Put all jobs or none; they share the payload.
@@ -109,7 +113,7 @@ class JobGroup:
         finally:
             await cancel_tasks(waits)
 
-    async def cancel_rest(self) -> None:
+    async def _cancel_rest(self) -> None:
         """Cancel the jobs that have no outcome yet, even while this task is being cancelled."""
         unfinished, self._unfinished = self._unfinished, set()
         if not unfinished:
@@ -193,6 +197,12 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         raise ClientDisconnect
     finally:
         await cancel_tasks((working, watching))
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def _disconnect(request: Request) -> None:

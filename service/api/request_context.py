@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.manifest import Task
-from service.api.error_response import CLIENT_CLOSED_REQUEST, internal_error
+from service.api.error_response import CLIENT_CLOSED_REQUEST, internal_error, shutting_down
 from service.log import bind_request, get_logger
 from service.metrics import REQUEST_SECONDS, REQUESTS
 
@@ -108,8 +108,10 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            context.failure = CLIENT_CLOSED_REQUEST
-            raise
+            # Only the server's shutdown cancels a request, and the request ends here anyway.
+            if context.status is not None:
+                raise
+            await shutting_down()(scope, receive, send_with_headers)
         except Exception:
             self._log.exception("request failed unexpectedly", path=scope["path"])
             context.failure = 500

@@ -1,5 +1,6 @@
 """What the application holds while it runs, and how an endpoint gets it."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
@@ -25,6 +26,8 @@ class Gateway:
     queue: JobQueue
     local_http: httpx.AsyncClient
     """For the workers' metrics on this machine."""
+    waiting: set[asyncio.Task[Any]]
+    """Requests that have jobs in the queue; the shutdown lets them cancel those."""
     decoding: anyio.CapacityLimiter
     """Bounds the threads that decode uploads, and so the memory their pixels take."""
 

@@ -51,6 +51,15 @@ def test_unknown_words_are_named(gateway: Gateway, worker: QueueWorker):
     assert "x-rpiae-unknown-words" not in gateway.http.post(GENERATE, json=PROMPT).headers
 
 
+def test_words_beyond_the_models_length_are_named(gateway: Gateway, worker: QueueWorker):
+    """32 tokens: 31 words and the end."""
+    body = {"prompt": "a " * 30 + "red blue circle"}
+    answer = gateway.http.post(GENERATE, json=body)
+    assert answer.headers["x-rpiae-cut-words"] == "blue,circle"
+    body = {"prompt": "a " * 30 + "red"}
+    assert "x-rpiae-cut-words" not in gateway.http.post(GENERATE, json=body).headers
+
+
 def test_prompts_of_all_scripts_arrive_unchanged(gateway: Gateway, worker: QueueWorker):
     prompt = "红色的圆 🔴 \u202eright-to-left\u0000 e\u0301"
     assert gateway.http.post(GENERATE, json={"prompt": prompt}).status_code == 200

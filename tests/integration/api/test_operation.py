@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -373,13 +373,15 @@ def test_a_port_that_is_taken_is_named(make_settings):
         GatewayServer(make_settings(port=taken.getsockname()[1]))
 
 
-def test_sigterm_lets_running_requests_end(make_settings, wait_until: WaitUntil):
-    settings = make_settings()
+@contextmanager
+def gateway_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway as a process of its own, and its address; it writes `drained` as its last word."""
     environment = {
         **os.environ,
         "RPIAE_REDIS_URL": str(settings.redis_url),
         "RPIAE_BUNDLE": str(settings.bundle),
         "RPIAE_QUEUE_NAME": settings.queue_name,
+        "RPIAE_DRAIN_TIMEOUT_S": str(settings.drain_timeout_s),
         "RPIAE_PORT": "0",
     }
     program = (
@@ -391,24 +393,45 @@ def test_sigterm_lets_running_requests_end(make_settings, wait_until: WaitUntil)
         "print('drained', flush=True)\n"
     )
     command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+        assert process.stdout.readline().strip() == "drained"
+        assert process.wait(timeout=STATE_DEADLINE_S) == 0
+
+
+def test_sigterm_lets_running_requests_end(make_settings, wait_until: WaitUntil):
+    settings = make_settings()
     with (
         worker_of(settings) as worker,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
+        gateway_process(settings) as (process, url),
         ThreadPoolExecutor(1) as pool,
     ):
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
         worker.paused.set()
-        body, headers = {**PROMPT, "seed": 1}, {"accept": "image/png"}
-        waiting = pool.submit(httpx.post, url + GENERATE, json=body, headers=headers)
+        waiting = pool.submit(httpx.post, url + GENERATE, json=PROMPT)
         wait_until(lambda: worker.jobs)
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: not _accepts(url))
         worker.paused.clear()
+        assert waiting.result().status_code == 200
+
+
+def test_requests_that_outlast_the_drain_are_cancelled(make_settings, wait_until: WaitUntil):
+    settings = make_settings(drain_timeout_s=0)
+    with (
+        worker_of(settings) as worker,
+        gateway_process(settings) as (process, url),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        worker.paused.set()
+        waiting = pool.submit(httpx.post, url + GENERATE, json={**PROMPT, "n": 2})
+        wait_until(lambda: len(worker.jobs) == 2)
+        process.send_signal(signal.SIGTERM)
         answer = waiting.result()
-        assert answer.status_code == 200
-        assert process.stdout.readline().strip() == "drained"
-        assert process.wait(timeout=STATE_DEADLINE_S) == 0
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "shutting_down"
+        assert answer.headers["retry-after"] == "1"
+        wait_until(lambda: len(worker.cancelled) == 2)
 
 
 def _accepts(url: str) -> bool:
