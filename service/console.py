@@ -66,6 +66,6 @@ def show_address(address: str, settings: "Settings") -> None:
     typer.echo(f"rpiae serves {settings.bundle.name} on {address}")
     typer.echo(
         f"curl -sS {address}/v1/images/generations {key}-H 'Content-Type: application/json' "
-        "-H 'Accept: image/png' "
-        """-d '{"prompt": "a red circle in the center on a blue background", "seed": 1}' -o out.png"""
+        "-H 'Accept: image/png' -d "
+        """'{"prompt": "a red circle in the center on a blue background", "seed": 1}' -o out.png"""
     )

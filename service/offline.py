@@ -147,7 +147,8 @@ class OfflineModel:
             latents = posterior.sample(torch.Generator().manual_seed(seed))
         named = {"latents": latents, "mean": posterior.mean, "logvar": posterior.logvar}
         try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in named.items()}, output)
+            # Copies: safetensors refuses tensors that share memory, as `latents` and `mean` may.
+            save_file({name: tensor.cpu().clone() for name, tensor in named.items()}, output)
         except OSError as error:
             raise _unwritable(output, error) from None
         return tuple(latents.shape)

@@ -28,7 +28,8 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
                 for image in tensors["images"]
             ]
         case _:
-            return [save({name: tensor.contiguous() for name, tensor in tensors.items()})]
+            # Copies: safetensors refuses tensors that share memory, as `latents` and `mean` may.
+            return [save({name: tensor.clone() for name, tensor in tensors.items()})]
 
 
 def describe(job: Job) -> dict[str, int | float]:

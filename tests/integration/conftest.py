@@ -50,7 +50,8 @@ class WorkerProcess:
 
     def wait(self) -> int:
         """Exit status; reads the log to its end, so that a full pipe holds nothing up."""
-        self._log.read()
+        for line in self._log:
+            self.last_line = line.decode().strip()
         return self._process.wait(DEADLINE_S)
 
     def close(self) -> None:
