@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,8 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
 Task = Literal["generate", "edit", "variation", "encode", "decode"]
+Sampler = Literal["euler", "euler-reference", "heun", "dpmpp-2m", "unipc"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
 class BundleError(ValueError):
@@ -43,6 +45,10 @@ class Manifest(BaseModel):
     tasks: list[Task] = Field(min_length=1)
     image_size: tuple[int, int] = Field(description="height, width")
     latent_shape: tuple[int, int, int] = Field(description="channels, height, width")
+    other_sizes: bool = Field(
+        default=False,
+        description="encode and decode also run other sizes, in whole latent cells",
+    )
     latents_mean: list[float] = Field(description="one value, or one per channel")
     latents_std: list[float] = Field(description="one value, or one per channel")
     timestep_shift: float = Field(ge=1)
@@ -50,7 +56,14 @@ class Manifest(BaseModel):
     max_steps: int = Field(default=100, ge=1)
     default_guidance_scale: float = Field(default=1.0, ge=0)
     default_image_guidance_scale: float = Field(default=1.0, ge=0)
-    sampler: str = "euler"
+    sampler: Sampler = "euler"
+    guidance: Literal["classifier-free", "autoguidance"] = Field(
+        default="classifier-free",
+        description="what guidance starts from: the model without its prompt, or a weaker model",
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="t between which guidance acts; 1 is noise"
+    )
     max_prompt_tokens: int = Field(default=32, ge=1)
     vocabulary_file: str | None = None
     class_names: list[str] | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.text import PromptTokenizer
-from models.text_denoiser import Context, TextDenoiser
+from models.text_denoiser import TextContext, TextDenoiser
 from models.transport import (
     euler_step,
     guide,
@@ -66,7 +66,7 @@ def generate_latents(
     x = x.to(device)
     if start and source_latents is not None:
         x = interpolate(source_latents, x, times[start].expand(len(x)))
-    context = Context.cat(contexts)
+    context = TextContext.cat(contexts)
     num_steps = options.num_steps - start
     for index, (t, t_next) in enumerate(zip(times[start:-1], times[start + 1 :], strict=True)):
         rows = t.expand(len(x) * len(contexts))
@@ -85,7 +85,7 @@ def _contexts(
     negatives: Sequence[str],
     source_latents: Tensor | None,
     options: SamplingOptions,
-) -> list[Context]:
+) -> list[TextContext]:
     """The conditional context, then those that guidance needs: each holds one row per prompt."""
     device = denoiser.position.device
     cond, negative = (tokenizer.encode(texts).to(device) for texts in (prompts, negatives))

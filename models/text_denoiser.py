@@ -10,6 +10,7 @@ R rows, C latent channels, S source tokens = target tokens, T prompt tokens, N =
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,8 @@ class TextDenoiserConfig:
 
 
 @dataclass(frozen=True)
-class Context:
-    """What conditions a request and stays the same over its steps; one row per model row.
+class TextContext:
+    """Keys and values of prompt and source, one row per model row; see `models.context.Context`.
 
     keys, values: (R, depth, heads, N, head width), zero where absent; mask: (R, N), True where a
     key exists; source: (R, S, W), source latents embedded at the target's places, zero without.
@@ -87,15 +88,17 @@ class Context:
         """R."""
         return self.mask.shape[0]
 
-    def select(self, rows: Tensor | Sequence[int]) -> "Context":
+    def select(self, rows: Tensor | Sequence[int]) -> Self:
         """The context of some rows, in that order."""
         index = torch.as_tensor(rows, device=self.mask.device)
-        return Context(self.keys[index], self.values[index], self.mask[index], self.source[index])
+        return type(self)(
+            self.keys[index], self.values[index], self.mask[index], self.source[index]
+        )
 
-    @staticmethod
-    def cat(contexts: Sequence["Context"]) -> "Context":
+    @classmethod
+    def cat(cls, contexts: Sequence[Self]) -> Self:
         """Rows of several contexts, one after another."""
-        return Context(
+        return cls(
             torch.cat([c.keys for c in contexts]),
             torch.cat([c.values for c in contexts]),
             torch.cat([c.mask for c in contexts]),
@@ -187,7 +190,7 @@ class TextDenoiser(nn.Module):
         for layer in (self.to_modulation, self.final_modulation, self.to_velocity):
             nn.init.zeros_(layer.weight)
 
-    def prefill(self, prompt_tokens: Tensor, source_latents: Tensor | None = None) -> Context:
+    def prefill(self, prompt_tokens: Tensor, source_latents: Tensor | None = None) -> TextContext:
         """Keys and values of prompt and source, computed once per request.
 
         Args:
@@ -222,7 +225,7 @@ class TextDenoiser(nn.Module):
         mask = functional.pad(text_mask, (config.num_image_tokens, padding), value=False)
         mask[:, : config.num_image_tokens] = images is not None
         pads = (0, 0, missing, padding)  # the token axis is the last but one
-        return Context(functional.pad(keys, pads), functional.pad(values, pads), mask, source)
+        return TextContext(functional.pad(keys, pads), functional.pad(values, pads), mask, source)
 
     def _prefill_layers(
         self, prompt_tokens: Tensor, text_mask: Tensor, images: Tensor | None
@@ -252,7 +255,7 @@ class TextDenoiser(nn.Module):
             values.append(v)
         return torch.stack(keys, dim=1), torch.stack(values, dim=1)
 
-    def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, context: TextContext) -> Tensor:
         """Velocity (R, C, h, w) of noisy latents x (R, C, h, w) at times t (R,) in [0, 1]."""
         config = self.config
         tokens = self.embed(patchify(x, config.patch_size)) + self.position + context.source

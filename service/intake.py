@@ -1,6 +1,6 @@
 """Deliveries of the queue as work for the engine."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +31,7 @@ def to_work(delivery: Delivery) -> Work:
             images = _tensor(delivery, "images", torch.uint8)
             if len(images) != 1:
                 raise InvalidRequest(f"an edit takes one image, got {len(images)}", param="image")
-            options: Mapping[str, float] = {
+            options: dict[str, Any] = {
                 "image_guidance_scale": params.image_guidance_scale,
                 "strength": params.strength,
             }
@@ -49,7 +49,7 @@ def _picture(
     delivery: Delivery,
     params: GenerateParams,
     source: Tensor | None,
-    options: Mapping[str, float],
+    options: dict[str, Any],
 ) -> PictureWork:
     return PictureWork(
         id=delivery.job.id,

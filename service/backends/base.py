@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from models.bridge import Posterior
-from models.text_denoiser import Context
+from models.context import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,13 @@ class Backend(Protocol):
         """Images (B, 3, H, W), about [0, 1] and not clamped, of latents (B, C, h, w)."""
         ...
 
-    def prefill(self, prompts: Sequence[str], source_latents: Tensor | None) -> Context:
-        """One context row per prompt; source_latents (B, C, h, w) for edits."""
+    def prefill(
+        self, prompts: Sequence[str], source_latents: Tensor | None, *, guide: bool = False
+    ) -> Context:
+        """One context row per prompt; source_latents (B, C, h, w) for edits.
+
+        `guide` prepares rows for the weaker model that autoguidance starts from.
+        """
         ...
 
     def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:

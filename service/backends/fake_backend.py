@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.bridge import Posterior
-from models.text_denoiser import Context
+from models.context import Context
+from models.text_denoiser import TextContext
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
 
@@ -71,8 +72,13 @@ class FakeBackend:
         colours = latents[:, :_NUM_COLOURS] / 2 + 0.5
         return functional.interpolate(colours, size=self.limits.image_size, mode="nearest")
 
-    def prefill(self, prompts: Sequence[str], source_latents: Tensor | None) -> Context:
-        """Keys hold the row's target colours, values 1 for a poisoned row."""
+    def prefill(
+        self, prompts: Sequence[str], source_latents: Tensor | None, *, guide: bool = False
+    ) -> TextContext:
+        """Keys hold the row's target colours, values 1 for a poisoned row.
+
+        The guide model is as good as the model itself.
+        """
         self._count("prefill")
         colours = torch.tensor([_colours(prompt) for prompt in prompts])
         if source_latents is not None:
@@ -80,7 +86,7 @@ class FakeBackend:
         poison = self._poison
         poisoned = [poison is not None and poison in prompt for prompt in prompts]
         shape = (len(prompts), 1, 1, 1, -1)
-        return Context(
+        return TextContext(
             keys=colours.view(shape),
             values=torch.tensor(poisoned, dtype=torch.float32).view(shape),
             mask=torch.ones(len(prompts), 1, dtype=torch.bool),
@@ -89,6 +95,7 @@ class FakeBackend:
 
     def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Straight from x to the row's target: following it to t = 0 arrives there."""
+        assert isinstance(context, TextContext)
         self._count("velocity")
         if self._memory_rows is not None and len(x) > self._memory_rows:
             raise OutOfMemory(f"{len(x)} rows exceed the emulated {self._memory_rows}")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from models.bridge import Posterior
 from models.bundle import Bundle, load_bundle
-from models.text_denoiser import Context
+from models.context import Context
+from models.text_denoiser import TextContext
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
 
@@ -62,7 +63,9 @@ class TorchBackend:
         with self._guarded():
             return self._bundle.autoencoder.decode(latents.to(self._device))
 
-    def prefill(self, prompts: Sequence[str], source_latents: Tensor | None) -> Context:
+    def prefill(
+        self, prompts: Sequence[str], source_latents: Tensor | None, *, guide: bool = False
+    ) -> Context:
         with self._guarded():
             tokens = self._bundle.tokenizer.encode(prompts).to(self._device)
             if source_latents is not None:
@@ -70,6 +73,7 @@ class TorchBackend:
             return self._bundle.denoiser.prefill(tokens, source_latents)
 
     def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        assert isinstance(context, TextContext)
         with self._guarded():
             return self._bundle.denoiser.velocity(x.to(self._device), t.to(self._device), context)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.bridge import Posterior
-from models.text_denoiser import Context
+from models.context import Context, cat_contexts
 from service.backends.base import Backend
 from service.engine.images import to_float, to_uint8
 from service.engine.isolation import isolate
@@ -219,7 +219,7 @@ class Engine:
         """Rows of all the pictures' contexts; kept while the same pictures step together."""
         if self._gathered is not None and self._gathered[0] == list(pictures):
             return self._gathered[1]
-        context = Context.cat([p.context for p in pictures if p.context is not None])
+        context = cat_contexts([p.context for p in pictures if p.context is not None])
         self._gathered = (list(pictures), context)
         return context
 

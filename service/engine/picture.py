@@ -6,11 +6,12 @@ P pictures, R rows (1 to 3 for each picture, side by side), C latent channels.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from models.text_denoiser import Context
+from models.context import Context, cat_contexts
 from models.transport import (
     euler_step,
     guide_edit,
@@ -87,20 +88,23 @@ class Picture(DenoiseJob):
 
 def prefill(backend: Backend, pictures: Sequence[Picture]) -> list[Context]:
     """Contexts of pictures, each with its `num_rows` rows in the order of `PictureWork.rows`."""
-    rows = [(picture, *row) for picture in pictures for row in picture.work.rows()]
+    rows = [(picture, row) for picture in pictures for row in picture.work.rows()]
     parts: list[Context] = []
     order: list[int] = []
-    for edit in (False, True):  # one call without sources, one with
-        chosen = [index for index, row in enumerate(rows) if row[2] == edit]
+    for edit, guide in product((False, True), repeat=2):  # rows of one call are of one kind
+        chosen = [
+            index for index, (_, row) in enumerate(rows) if (row.edit, row.guide) == (edit, guide)
+        ]
         if not chosen:
             continue
         sources = [rows[index][0].source_latents for index in chosen] if edit else []
         stacked = (
             torch.stack([source for source in sources if source is not None]) if edit else None
         )
-        parts.append(backend.prefill([rows[index][1] for index in chosen], stacked))
+        prompts = [rows[index][1].prompt for index in chosen]
+        parts.append(backend.prefill(prompts, stacked, guide=guide))
         order += chosen
-    context = Context.cat(parts)
+    context = cat_contexts(parts)
     place = {row: index for index, row in enumerate(order)}
     contexts, first = [], 0
     for picture in pictures:

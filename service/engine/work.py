@@ -6,12 +6,24 @@ from typing import TypeAlias
 from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model row of a picture: its prompt, whether it sees the source, and which model runs it:
+    the bundle's own, or its guide.
+    """
+
+    prompt: str
+    edit: bool
+    guide: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PictureWork:
     """One picture to denoise; with a source it is an edit or a variation.
 
     source: (3, H, W) uint8; urgency: lower is served first; deadline_at: Unix seconds; strength
-    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off.
+    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off. autoguided:
+    guidance starts from the guide model with the same prompt, not from the negative prompt.
     """
 
     id: str
@@ -22,22 +34,25 @@ class PictureWork:
     negative_prompt: str = ""
     image_guidance_scale: float = 1.0
     strength: float = 1.0
+    autoguided: bool = False
     source: Tensor | None = None
     urgency: int = 0
     deadline_at: float | None = None
 
-    def rows(self) -> list[tuple[str, bool]]:
-        """Prompt of each model row, and whether the row sees the source.
+    def rows(self) -> list[Row]:
+        """The picture's model rows.
 
         The conditional row is first; the last is the one that guidance starts from.
         """
         guided, edit = self.guidance_scale != 1, self.source is not None
+        rows = [Row(prompt=self.prompt, edit=edit)]
+        if self.autoguided:
+            return [*rows, Row(prompt=self.prompt, edit=edit, guide=True)] if guided else rows
         image_guided = edit and self.image_guidance_scale != 1
-        rows = [(self.prompt, edit)]
         if guided or image_guided:
-            rows.append((self.negative_prompt, edit))
+            rows.append(Row(prompt=self.negative_prompt, edit=edit))
         if image_guided:
-            rows.append(("", False))
+            rows.append(Row(prompt="", edit=False))
         return rows
 
     @property

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.text import PAD_ID
-from models.text_denoiser import Context, TextDenoiser, TextDenoiserConfig
+from models.text_denoiser import TextContext, TextDenoiser, TextDenoiserConfig
 
 CONFIG = TextDenoiserConfig(
     latent_channels=4,
@@ -57,7 +57,7 @@ def test_rows_do_not_depend_on_their_neighbours(denoiser: TextDenoiser, edit: bo
 def test_generate_and_edit_rows_share_a_call(denoiser: TextDenoiser) -> None:
     prompts, x, source, t = _inputs(4)
     generate, edit = denoiser.prefill(prompts[:2]), denoiser.prefill(prompts[2:], source[2:])
-    mixed = Context.cat([generate, edit])
+    mixed = TextContext.cat([generate, edit])
     together = denoiser.velocity(x, t, mixed)
     assert torch.allclose(together[:2], denoiser.velocity(x[:2], t[:2], generate), atol=1e-5)
     assert torch.allclose(together[2:], denoiser.velocity(x[2:], t[2:], edit), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.text_denoiser import Context
+from models.text_denoiser import TextContext
 from service.backends.base import Backend, Limits
 from service.backends.fake_backend import FakeBackend
 from service.engine.engine import Engine
@@ -20,6 +20,7 @@ from service.engine.work import (
     Failed,
     Finished,
     PictureWork,
+    Row,
     Stepped,
     Tick,
     Work,
@@ -102,7 +103,7 @@ class RecordedLatents:
         self.decoded += list(latents)
         return self._inner.decode(latents)
 
-    def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, context: TextContext) -> Tensor:
         self.rows.append(len(x))
         return self._inner.velocity(x, t, context)
 
@@ -173,10 +174,17 @@ def test_steps_of_an_edit_from_its_noised_source() -> None:
             [("p", True), ("", True), ("", False)],
         ),
         ({"guidance_scale": 1.0, "image_guidance_scale": 2.0}, [("p", False)]),
+        ({"guidance_scale": 1.0, "autoguided": True}, [("p", False)]),
     ],
 )
 def test_rows_that_guidance_needs(options: dict[str, object], rows: list[tuple[str, bool]]) -> None:
-    assert picture("a", prompt="p", **options).rows() == rows
+    expected = [Row(prompt=prompt, edit=edit) for prompt, edit in rows]
+    assert picture("a", prompt="p", **options).rows() == expected
+
+
+def test_autoguidance_starts_from_the_guide_with_the_same_prompt() -> None:
+    rows = picture("a", prompt="p", guidance_scale=2.0, autoguided=True).rows()
+    assert rows == [Row(prompt="p", edit=False), Row(prompt="p", edit=False, guide=True)]
 
 
 def test_encode_then_decode_gives_the_images_back() -> None:
@@ -266,7 +274,7 @@ def test_out_of_memory_on_a_single_job_fails_it() -> None:
 class NotANumber(FakeBackend):
     """Gives NaN to the rows of one prompt, as a broken weight or an overflow would."""
 
-    def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, context: TextContext) -> Tensor:
         velocity = super().velocity(x, t, replace(context, values=torch.zeros_like(context.values)))
         velocity[context.values.flatten() == 1] = float("nan")
         return velocity
