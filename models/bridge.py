@@ -8,18 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.layers import Block
+from models.layers import Block, BlockStyle
 
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig:
-    """Widths and depths of both halves."""
+    """Widths and depths of both halves.
+
+    encoder_hidden_width: of the encoder half's feed-forward, by default that of the decoder half;
+    skip_projection: a learned linear map around the encoder's attention; out_projection: a last
+    linear layer of the decoder half.
+    """
 
     token_width: int = 192
     latent_width: int = 32
     num_heads: int = 6
     encoder_depth: int = 1
     decoder_depth: int = 3
+    style: BlockStyle = "rms-swiglu"
+    norm_eps: float = 1e-6
+    encoder_hidden_width: int | None = None
+    skip_projection: bool = False
+    out_projection: bool = False
 
     def __post_init__(self) -> None:
         if self.token_width % self.num_heads:
@@ -39,9 +49,14 @@ class Posterior:
     mean: Tensor
     logvar: Tensor
 
+    def mode(self) -> Tensor:
+        """The most probable latents: the mean."""
+        return self.mean
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw, noise from `generator` on the CPU."""
-        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
+        """One draw; the noise is made where `generator` lives, by default on the CPU."""
+        device = "cpu" if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> Tensor:
@@ -56,7 +71,15 @@ class BridgeEncoder(nn.Module):
     def __init__(self, config: BridgeConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config.token_width, config.num_heads) for _ in range(config.encoder_depth)
+            Block(
+                config.token_width,
+                config.num_heads,
+                style=config.style,
+                hidden_width=config.encoder_hidden_width,
+                norm_eps=config.norm_eps,
+                skip_projection=config.skip_projection,
+            )
+            for _ in range(config.encoder_depth)
         )
         self.to_moments = nn.Linear(config.token_width, 2 * config.latent_width)
 
@@ -75,12 +98,18 @@ class BridgeDecoder(nn.Module):
         super().__init__()
         self.in_proj = nn.Linear(config.latent_width, config.token_width)
         self.blocks = nn.ModuleList(
-            Block(config.token_width, config.num_heads) for _ in range(config.decoder_depth)
+            Block(
+                config.token_width, config.num_heads, style=config.style, norm_eps=config.norm_eps
+            )
+            for _ in range(config.decoder_depth)
         )
+        width = config.token_width
+        self.out_proj = nn.Linear(width, width) if config.out_projection else nn.Identity()
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, C)."""
         x: Tensor = self.in_proj(latents)
         for block in self.blocks:
             x = block(x)
-        return x
+        tokens: Tensor = self.out_proj(x)
+        return tokens

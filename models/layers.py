@@ -1,13 +1,16 @@
-"""Building blocks of the transformers: norms, rotary positions, attention, feed-forward, adaLN.
+"""Building blocks of the transformers: norms, attention, feed-forward, adaLN, time.
 
 B batch, N tokens, C width, H heads, D head width.
 """
 
 import math
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models.positions import rotate
 
 
 class RMSNorm(nn.Module):
@@ -44,36 +47,31 @@ def swiglu_width(width: int) -> int:
     return int(2 / 3 * 4 * width)
 
 
-def rotary_table(side: int, head_width: int, theta: float = 10000.0) -> Tensor:
-    """(2, side * side, head_width) cosines and sines of axial rotary positions.
+class MLP(nn.Module):
+    """fc2(gelu(fc1 x)), with the exact (erf) GELU."""
 
-    The first half of a head turns with the row, the second with the column; frequency k is
-    theta ** (-2k / (head_width / 2)), each used by an adjacent pair of channels.
-    Source: LightningDiT (arXiv 2501.01423), vision_rotary_embedding.
-    """
-    if head_width % 4:
-        raise ValueError(f"head_width {head_width} is not divisible by 4")
-    half = head_width // 2
-    frequencies = theta ** (-torch.arange(0, half, 2).float() / half)
-    angles = torch.arange(side).float()[:, None] * frequencies  # (side, half / 2)
-    angles = angles.repeat_interleave(2, dim=-1)  # (side, half)
-    rows = angles[:, None].expand(side, side, half)
-    columns = angles[None, :].expand(side, side, half)
-    grid = torch.cat([rows, columns], dim=-1).reshape(side * side, head_width)
-    return torch.stack([grid.cos(), grid.sin()])
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
 
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply rotary positions: x (..., N, D), table (2, N, D)."""
-    pairs = x.reshape(*x.shape[:-1], -1, 2)
-    turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
-    return x * table[0] + turned * table[1]
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with per-head RMS-normed queries and keys."""
+    """Multi-head self-attention, by default with per-head RMS-normed queries and keys."""
 
-    def __init__(self, width: int, num_heads: int, context_width: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        context_width: int | None = None,
+        *,
+        qk_norm: bool = True,
+    ) -> None:
         """`context_width`: total width of the heads, where it differs from the tokens' width."""
         super().__init__()
         inner = context_width or width
@@ -82,8 +80,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * inner)
         self.proj = nn.Linear(inner, width)
-        self.q_norm = RMSNorm(inner // num_heads)
-        self.k_norm = RMSNorm(inner // num_heads)
+        self.q_norm = RMSNorm(inner // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(inner // num_heads) if qk_norm else nn.Identity()
 
     def project(self, x: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, D) of tokens (B, N, C), turned by `table`."""
@@ -106,25 +104,56 @@ class Attention(nn.Module):
         return self.attend(q, k, v)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block whose two branches start at zero, so it starts as identity."""
+BlockStyle: TypeAlias = Literal["rms-swiglu", "layer-gelu"]
+"""RMSNorm, normed queries and keys, SwiGLU; or LayerNorm and GELU, as in the original ViT."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose two branches start at zero, so it starts as identity.
+
+    Args:
+        width, num_heads: of the tokens and the attention.
+        style: norms, attention and feed-forward.
+        hidden_width: of the feed-forward; absent: 4 * width, or the SwiGLU of that cost.
+        norm_eps: of both norms.
+        skip_projection: a learned linear map instead of the identity around the attention.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        style: BlockStyle = "rms-swiglu",
+        hidden_width: int | None = None,
+        norm_eps: float = 1e-6,
+        skip_projection: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(width)
-        self.attn = Attention(width, num_heads)
-        self.norm2 = RMSNorm(width)
-        self.mlp = SwiGLU(width, swiglu_width(width))
-        nn.init.zeros_(self.attn.proj.weight)
-        nn.init.zeros_(self.attn.proj.bias)
-        nn.init.zeros_(self.mlp.w3.weight)
-        nn.init.zeros_(self.mlp.w3.bias)
+        self.norm1 = _norm(style, width, norm_eps)
+        self.attn = Attention(width, num_heads, qk_norm=style == "rms-swiglu")
+        self.skip = nn.Linear(width, width) if skip_projection else nn.Identity()
+        self.norm2 = _norm(style, width, norm_eps)
+        self.mlp: nn.Module
+        if style == "rms-swiglu":
+            self.mlp = SwiGLU(width, hidden_width or swiglu_width(width))
+            last = self.mlp.w3
+        else:
+            self.mlp = MLP(width, hidden_width or 4 * width)
+            last = self.mlp.fc2
+        for layer in (self.attn.proj, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        x = x + self.attn(self.norm1(x), table)
+        x = self.skip(x) + self.attn(self.norm1(x), table)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+
+def _norm(style: BlockStyle, width: int, eps: float) -> nn.Module:
+    return RMSNorm(width, eps) if style == "rms-swiglu" else nn.LayerNorm(width, eps)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -153,18 +182,3 @@ class TimestepEmbedding(nn.Module):
         angles = t.float()[:, None] * frequencies
         out: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
         return out
-
-
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, h, w) -> (B, h/p * w/p, p * p * C), rows first, channels fastest."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // patch) * (w // patch), patch * patch * c)
-
-
-def unpatchify(tokens: Tensor, patch: int, channels: int) -> Tensor:
-    """Inverse of `patchify` for square grids: (B, N, p * p * C) -> (B, C, h, w)."""
-    b, n, _ = tokens.shape
-    side = math.isqrt(n)
-    x = tokens.reshape(b, side, side, patch, patch, channels)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, side * patch, side * patch)

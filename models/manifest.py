@@ -5,6 +5,7 @@ Imports no torch, so that the gateway can read it.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -12,11 +13,22 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST_NAME = "manifest.json"
+AUTOENCODER_FILE = "autoencoder.safetensors"
+DENOISER_FILE = "denoiser.safetensors"
+GUIDE_FILE = "guide.safetensors"
+VOCABULARY_FILE = "vocabulary.json"
 SCHEMA_VERSION = 1
 
 Task = Literal["generate", "edit", "variation", "encode", "decode"]
 Sampler = Literal["euler", "euler-reference", "heun", "dpmpp-2m", "unipc"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+
+
+def min_steps(sampler: Sampler) -> int:
+    """Fewest steps: `euler-reference` counts the grid's points, one more than its steps."""
+    return 2 if sampler == "euler-reference" else 1
+
+_NAME = r"^[a-zA-Z0-9._-]+$"
 
 
 class BundleError(ValueError):
@@ -39,7 +51,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9._-]+$")
+    name: str = Field(pattern=_NAME)
     description: str = ""
     licence: str = "Apache-2.0"
     tasks: list[Task] = Field(min_length=1)
@@ -86,7 +98,48 @@ class Manifest(BaseModel):
                 raise ValueError(f"{name} holds {count} values, expected 1 or {channels}")
         if min(*self.image_size, *self.latent_shape) < 1:
             raise ValueError("image_size and latent_shape must be positive")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval must be 0 <= low <= high <= 1, got {self.guidance_interval}"
+            )
+        if self.default_steps < min_steps(self.sampler):
+            raise ValueError(
+                f"default_steps must be >= {min_steps(self.sampler)} for {self.sampler}, "
+                f"got {self.default_steps}"
+            )
+        grid = self.latent_shape[1:]
+        uneven = any(side % n for side, n in zip(self.image_size, grid, strict=True))
+        if self.other_sizes and uneven:
+            raise ValueError(
+                f"other_sizes: image_size {self.image_size} is not divisible by the latents' "
+                f"grid {grid}"
+            )
         return self
+
+    def module_fields(self, name: str) -> dict[str, Any]:
+        """Config fields of one module of the model.
+
+        Raises:
+            BundleError: the model has no such module.
+        """
+        try:
+            return dict(self.model[name])
+        except KeyError:
+            raise BundleError(f"manifest: model lacks {name}") from None
+
+
+def check_name(name: str) -> str:
+    """`name`, if a model may be called so.
+
+    Raises:
+        BundleError: it is empty or holds other characters.
+    """
+    if re.match(_NAME, name) is None:
+        raise BundleError(
+            f"a model cannot be called {name!r}: letters, digits, '.', '_' and '-' make a name"
+        )
+    return name
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ R rows, C latent channels, S source tokens = target tokens, T prompt tokens, N =
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,9 @@ from models.layers import (
     SwiGLU,
     TimestepEmbedding,
     modulate,
-    patchify,
-    rotary_table,
     swiglu_width,
-    unpatchify,
 )
+from models.positions import patchify, rotary_table, unpatchify
 from models.text import PAD_ID
 
 
@@ -34,6 +32,7 @@ from models.text import PAD_ID
 class TextDenoiserConfig:
     """Sizes of both experts; heads are shared, so both project to num_heads * head width."""
 
+    kind: Literal["text"] = "text"
     latent_channels: int = 32
     latent_side: int = 8
     patch_size: int = 2
@@ -175,8 +174,9 @@ class TextDenoiser(nn.Module):
         self.norm = RMSNorm(width)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_velocity = nn.Linear(width, token_width)
+        square = (config.grid, config.grid)
         self.register_buffer(
-            "rotary", rotary_table(config.grid, width // config.num_heads), persistent=False
+            "rotary", rotary_table(square, width // config.num_heads), persistent=False
         )
         self._initialize()
 
@@ -268,7 +268,7 @@ class TextDenoiser(nn.Module):
             tokens, _, _ = block(tokens, modulation, self.rotary, past, mask)
         shift, scale = self.final_modulation(functional.silu(time)).chunk(2, dim=-1)
         tokens = self.to_velocity(modulate(self.norm(tokens), shift, scale))
-        return unpatchify(tokens, config.patch_size, config.latent_channels)
+        return unpatchify(tokens, config.patch_size, (config.grid, config.grid))
 
     def _modulation(self, time: Tensor) -> Tensor:
         """(R, 6, W) shifts, scales and gates that all blocks share."""

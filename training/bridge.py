@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.autoencoder import RPiAE
-from models.bundle import load_weights
+from models.weights import load_weights
 from training.batches import (
     WORLDS,
     image_batch,

@@ -14,13 +14,11 @@ import torch
 from torch import nn
 
 from models.autoencoder import RPiAE, RPiAEConfig
-from models.bridge import BridgeConfig
-from models.bundle import load_weights, save_bundle
-from models.decoder import PixelDecoderConfig
-from models.encoder import SmallViTConfig
+from models.bundle import save_bundle
 from models.manifest import Manifest
 from models.text_denoiser import TextDenoiser, TextDenoiserConfig
 from models.transport import default_shift
+from models.weights import load_weights
 from training.batches import WORLDS
 from training.checkpoint import CheckpointError, latest_checkpoint, read_state
 from training.pretrain import prompt_tokenizer
@@ -75,13 +73,7 @@ def _restore(cls: type[Any], values: Mapping[str, Any]) -> Any:
 
 def _autoencoder(checkpoint: Path) -> RPiAE:
     """The checkpoint's autoencoder with its weights."""
-    parts = read_state(checkpoint)["config"]["model"]
-    config = RPiAEConfig(
-        encoder=_restore(SmallViTConfig, parts["encoder"]),
-        bridge=_restore(BridgeConfig, parts["bridge"]),
-        decoder=_restore(PixelDecoderConfig, parts["decoder"]),
-    )
-    model = RPiAE(config)
+    model = RPiAE(RPiAEConfig.from_fields(read_state(checkpoint)["config"]["model"]))
     load_weights(model, checkpoint / "autoencoder.safetensors")
     return model
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.bundle import load_weights
+from models.weights import load_weights
 
 
 class CheckpointError(ValueError):

@@ -7,7 +7,7 @@ Run: rpiae train stickers-decoder. Source: RPiAE (arXiv 2603.19206), stage 3.
 import torch
 
 from models.autoencoder import RPiAE
-from models.bundle import load_weights
+from models.weights import load_weights
 from training.batches import WORLDS, image_batch, random_generator, tokenizer_world
 from training.checkpoint import resume, save_checkpoint
 from training.config import AutoencoderConfig

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.autoencoder import RPiAE
-from models.bundle import load_weights
 from models.text import END_ID, PAD_ID, UNKNOWN_ID, PromptTokenizer
 from models.text_denoiser import TextDenoiser
 from models.transport import default_shift, interpolate, sample_timesteps, target_velocity
+from models.weights import load_weights
 from training.batches import WORLDS, random_generator, torch_generator
 from training.checkpoint import resume, save_checkpoint
 from training.config import DiffusionConfig

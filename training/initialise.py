@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.bridge import BridgeDecoder, BridgeEncoder
 from models.decoder import PixelDecoder
 from models.encoder import SmallViT
-from models.layers import patchify
+from models.positions import patchify
 
 
 @dataclass(frozen=True)

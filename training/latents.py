@@ -50,7 +50,7 @@ class LatentPool:
 @torch.inference_mode()
 def _encode(model: RPiAE, images: list[np.ndarray]) -> Tensor:
     parts = [
-        model.encode(to_tensor(images[i : i + _ENCODE_BATCH])).mean
+        model.encode(to_tensor(images[i : i + _ENCODE_BATCH])).latent_dist.mean
         for i in range(0, len(images), _ENCODE_BATCH)
     ]
     return torch.cat(parts)

@@ -34,6 +34,28 @@ def kl_mean(mean: Tensor, logvar: Tensor) -> Tensor:
     return (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
+def adaptive_weight(
+    base_loss: Tensor,
+    other_loss: Tensor,
+    parameter: Tensor,
+    *,
+    weight: float = 0.75,
+    eps: float = 1e-4,
+    cap: float = 1e5,
+) -> Tensor:
+    """weight * |gradient of base_loss| / (|gradient of other_loss| + eps), detached, capped.
+
+    Both gradients are taken at one parameter that both losses depend on; the graph is kept.
+    Source: RPiAE (arXiv 2603.19206). The published weights were trained with the last block's
+    LayerScale as the parameter; its MLP's output weight is what was meant.
+    """
+    norms = [
+        torch.autograd.grad(loss, parameter, retain_graph=True)[0].norm()
+        for loss in (base_loss, other_loss)
+    ]
+    return (weight * (norms[0] / (norms[1] + eps)).clamp(0, cap)).detach()
+
+
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Pairwise sigmoid loss of matching unit rows (B, D). Source: SigLIP (arXiv 2303.15343)."""
     logits = images @ texts.T * scale.exp() + bias

@@ -40,6 +40,8 @@ class BundlePainter:
         options = SamplingOptions(
             num_steps=num_steps or manifest.default_steps,
             shift=manifest.timestep_shift,
+            sampler=manifest.sampler,
+            guidance_interval=manifest.guidance_interval,
             guidance_scale=_given(guidance_scale, manifest.default_guidance_scale),
             image_guidance_scale=_given(
                 image_guidance_scale, manifest.default_image_guidance_scale
@@ -63,11 +65,11 @@ class BundlePainter:
 
     @torch.inference_mode()
     def _encode(self, pictures: Sequence[Picture]) -> Tensor:
-        return self.bundle.autoencoder.encode(to_tensor(list(pictures))).mean
+        return self.bundle.autoencoder.encode(to_tensor(list(pictures))).latent_dist.mean
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> list[Picture]:
-        return to_pictures(self.bundle.autoencoder.decode(latents))
+        return to_pictures(self.bundle.autoencoder.decode(latents).sample)
 
     def _latents(
         self, prompts: Sequence[str], seeds: Sequence[int], source: Tensor | None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.bundle import load_weights
 from models.decoder import PixelDecoder
 from models.encoder import SmallViT
 from models.pivot import PivotReplica, pivot_loss
+from models.weights import load_weights
 from training.batches import (
     WORLDS,
     image_batch,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder import SmallViT
-from models.layers import patchify
+from models.positions import patchify
 from models.text import PAD_ID, SPECIAL_TOKENS, PromptTokenizer
 from training.batches import (
     WORLDS,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from models.bridge import Posterior
 from models.bundle import Bundle, load_bundle
+from models.class_denoiser import ClassContext, ClassDenoiser, autoguided_velocity
 from models.context import Context
-from models.text_denoiser import TextContext
+from models.text_denoiser import TextContext, TextDenoiser
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
 
@@ -35,6 +36,7 @@ class TorchBackend:
             latent_shape=bundle.manifest.latent_shape,
             max_rows=max_rows or _MAX_ROWS.get(kind, _MAX_ROWS["cpu"]),
             max_images=_MAX_IMAGES.get(kind, _MAX_IMAGES["cpu"]),
+            other_sizes=bundle.manifest.other_sizes,
         )
 
     @classmethod
@@ -56,42 +58,65 @@ class TorchBackend:
         return cls(load_bundle(directory, device), device=device, max_rows=max_rows)
 
     def encode(self, images: Tensor) -> Posterior:
+        (image_height, image_width), (_, height, width) = (
+            self.limits.image_size,
+            self.limits.latent_shape,
+        )
+        grid = (
+            images.shape[-2] * height // image_height,
+            images.shape[-1] * width // image_width,
+        )
         with self._guarded():
-            return self._bundle.autoencoder.encode(images.to(self._device))
+            return self._bundle.autoencoder.encode(images.to(self._device), grid=grid).latent_dist
 
     def decode(self, latents: Tensor) -> Tensor:
         with self._guarded():
-            return self._bundle.autoencoder.decode(latents.to(self._device))
+            return self._bundle.autoencoder.decode(latents.to(self._device)).sample
 
     def prefill(
         self, prompts: Sequence[str], source_latents: Tensor | None, *, guide: bool = False
     ) -> Context:
+        denoiser, tokenizer = self._bundle.denoiser, self._bundle.tokenizer
+        if denoiser is None or tokenizer is None:
+            raise BackendError(f"{self._bundle.manifest.name} has no denoiser: it draws nothing")
         with self._guarded():
-            tokens = self._bundle.tokenizer.encode(prompts).to(self._device)
+            tokens = tokenizer.encode(prompts).to(self._device)
             if source_latents is not None:
                 source_latents = source_latents.to(self._device)
-            return self._bundle.denoiser.prefill(tokens, source_latents)
+            context = denoiser.prefill(tokens, source_latents)
+        if not guide:
+            return context
+        if self._bundle.guide is None or not isinstance(context, ClassContext):
+            raise BackendError(f"{self._bundle.manifest.name} has no guide model")
+        return context.of_guide()
 
     def velocity(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
-        assert isinstance(context, TextContext)
+        x, t = x.to(self._device), t.to(self._device)
+        denoiser, guide = self._bundle.denoiser, self._bundle.guide
         with self._guarded():
-            return self._bundle.denoiser.velocity(x.to(self._device), t.to(self._device), context)
+            match denoiser, context:
+                case TextDenoiser(), TextContext():
+                    return denoiser.velocity(x, t, context)
+                case ClassDenoiser(), ClassContext():
+                    return autoguided_velocity(denoiser, guide, x, t, context)
+        raise BackendError(f"a {type(context).__name__} is not this model's")
 
     def warm_up(self, sizes: Sequence[int]) -> None:
-        height, width = self.limits.image_size
-        for size in sizes:
+        # A CPU compiles nothing that depends on the batch, and large batches take it long.
+        for size in (1,) if self._device.type == "cpu" else sizes:
             images = min(size, self.limits.max_images)
-            latents = self.encode(torch.zeros(images, 3, height, width)).mean
+            latents = self.encode(torch.zeros(images, 3, *self.limits.image_size)).mean
             self.decode(latents)
-            context = self.prefill([""] * size, None)
-            x = torch.zeros(size, *self.limits.latent_shape)
-            self.velocity(x, torch.ones(size), context)
+            if self._bundle.denoiser is not None:
+                context = self.prefill([""] * size, None)
+                x = torch.zeros(size, *self.limits.latent_shape)
+                self.velocity(x, torch.ones(size), context)
 
     def memory_bytes(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
-        modules = (self._bundle.autoencoder, self._bundle.denoiser)
-        return sum(p.nbytes for module in modules for p in module.parameters())
+        modules = (self._bundle.autoencoder, self._bundle.denoiser, self._bundle.guide)
+        return sum(p.nbytes for module in modules if module for p in module.parameters())
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -1,13 +1,18 @@
-"""Tokenizer: shapes, normalization, posterior."""
+"""Tokenizer: shapes, normalization, posterior, files."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.autoencoder import RPiAE, RPiAEConfig
 from models.bridge import BridgeConfig, Posterior
+from models.bundle import load_bundle
 from models.decoder import PixelDecoderConfig
 from models.encoder import SmallViTConfig
-from models.layers import patchify, rotary_table, rotate, unpatchify
+from models.manifest import BundleError
 from models.pivot import PivotReplica, pivot_loss
 
 SMALL = RPiAEConfig(
@@ -26,9 +31,9 @@ def model() -> RPiAE:
 
 
 def test_shapes(model: RPiAE) -> None:
-    posterior = model.encode(torch.rand(2, 3, 32, 32))
+    posterior = model.encode(torch.rand(2, 3, 32, 32)).latent_dist
     assert posterior.mean.shape == posterior.logvar.shape == (2, 6, 4, 4)
-    assert model.decode(posterior.mean).shape == (2, 3, 32, 32)
+    assert model.decode(posterior.mean).sample.shape == (2, 3, 32, 32)
 
 
 def test_tokens_have_zero_mean_and_unit_variance(model: RPiAE) -> None:
@@ -39,16 +44,16 @@ def test_tokens_have_zero_mean_and_unit_variance(model: RPiAE) -> None:
 
 def test_normalization_matches_its_definition_and_decode_undoes_it(model: RPiAE) -> None:
     images = torch.rand(2, 3, 32, 32)
-    raw = model.encode(images)
-    painted = model.decode(raw.mean)
+    raw = model.encode(images).latent_dist
+    painted = model.decode(raw.mean).sample
     mean, std = [0.1 * i for i in range(6)], [1.0 + i for i in range(6)]
     model.set_normalization(mean, std)
-    posterior = model.encode(images)
+    posterior = model.encode(images).latent_dist
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     assert torch.allclose(posterior.mean, (raw.mean - shift) / scale, atol=1e-6)
     deviation = (0.5 * raw.logvar).exp() / scale
     assert torch.allclose((0.5 * posterior.logvar).exp(), deviation, atol=1e-6)
-    assert torch.allclose(model.decode(posterior.mean), painted, atol=1e-5)
+    assert torch.allclose(model.decode(posterior.mean).sample, painted, atol=1e-5)
     with pytest.raises(ValueError, match="latents_std must be positive"):
         model.set_normalization([0.0], [0.0])
 
@@ -75,21 +80,49 @@ def test_pivot_replica_stays_frozen(model: RPiAE) -> None:
 def test_bad_sizes_are_named(model: RPiAE) -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\)"):
         model.encode(torch.rand(3, 32, 32))
-    with pytest.raises(ValueError, match=r"latents must be \(B, 6, 4, 4\), got \(1, 6, 4, 5\)"):
-        model.decode(torch.rand(1, 6, 4, 5))
+    with pytest.raises(ValueError, match=r"latents must be \(B, 6, h, w\), got \(1, 5, 4, 4\)"):
+        model.decode(torch.rand(1, 5, 4, 4))
     with pytest.raises(ValueError, match="token widths differ"):
         RPiAEConfig(encoder=SMALL.encoder, bridge=BridgeConfig(), decoder=SMALL.decoder)
 
 
-def test_patchify_is_undone() -> None:
-    x = torch.rand(2, 3, 8, 8)
-    assert patchify(x, 4).shape == (2, 4, 48)
-    assert torch.equal(unpatchify(patchify(x, 4), 4, 3), x)
+def test_pictures_of_another_grid(model: RPiAE) -> None:
+    """Cells of the same size, more or fewer of them; the trained grid stays the default."""
+    images = torch.rand(2, 3, 24, 48)
+    posterior = model.encode(images, grid=(3, 6)).latent_dist
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 6, 3, 6)
+    assert model.decode(posterior.mean).sample.shape == images.shape
+    assert model.encode(images).latent_dist.mean.shape == (2, 6, 4, 4)
 
 
-def test_rotary_scores_depend_on_distance_only() -> None:
-    table = rotary_table(4, 16)
-    q, k = torch.randn(2, 16).unbind(0)
-    scores = rotate(q.expand(16, 16), table) @ rotate(k.expand(16, 16), table).T
-    grid = scores.reshape(4, 4, 4, 4)
-    assert grid[0, 0, 1, 2].item() == pytest.approx(grid[2, 1, 3, 3].item(), abs=1e-4)
+def test_save_and_load_give_the_same_tokenizer(model: RPiAE, tmp_path: Path) -> None:
+    model.set_normalization([0.5], [2.0])
+    model.save_pretrained(tmp_path / "tokenizer")
+    loaded = RPiAE.from_pretrained(tmp_path / "tokenizer")
+    assert loaded.config == model.config
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    manifest = load_bundle(tmp_path / "tokenizer").manifest
+    assert (manifest.name, manifest.tasks) == ("tokenizer", ["encode", "decode"])
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_tokenizer_of_a_name_that_no_model_can_have(model: RPiAE, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be called 'my tokenizer'"):
+        model.save_pretrained(tmp_path / "my tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bridge": None}, "model lacks bridge"),
+        ({"decoder": {"grid": 4, "shape": 3}}, "model.decoder: .*shape"),
+        ({"encoder": {"kind": "small-vit", "image_size": 9}}, "model.encoder: image_size 9"),
+        ({"bridge": {"latent_width": 6}}, "model: token widths differ"),
+    ],
+)
+def test_manifests_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    parts = {name: asdict(getattr(SMALL, name)) for name in ("encoder", "bridge", "decoder")}
+    fields = {name: part for name, part in (parts | change).items() if part is not None}
+    with pytest.raises(BundleError, match=message):
+        RPiAEConfig.from_fields(fields)

@@ -1,14 +1,11 @@
 """Formulas of the linear path."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from models.transport import (
     default_shift,
-    euler_step,
     guide,
     guide_edit,
     initial_noise,
@@ -56,23 +53,13 @@ def test_path_ends_are_data_and_noise(pair: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(interpolate(data, noise, torch.ones(4)), noise)
 
 
-def test_euler_on_the_true_velocity_returns_the_data(pair: tuple[Tensor, Tensor]) -> None:
-    data, noise = pair
-    x, velocity = noise, target_velocity(data, noise)
-    times = timestep_schedule(5, shift=1.5)
-    for t, t_next in itertools.pairwise(times):
-        x = euler_step(x, velocity, t.expand(4), t_next.expand(4))
-    assert torch.allclose(x, data, atol=1e-5)
-
-
 def test_rows_may_be_at_different_times(pair: tuple[Tensor, Tensor]) -> None:
     data, noise = pair
     t = torch.tensor([0.1, 0.4, 0.7, 1.0])
     x = interpolate(data, noise, t)
     assert torch.allclose(predict_clean(x, target_velocity(data, noise), t), data, atol=1e-6)
-    alone = euler_step(x[2:3], noise[2:3], t[2:3], t[1:2])
-    together = euler_step(x, noise, t, torch.full((4,), 0.4))
-    assert torch.equal(alone[0], together[2])
+    alone = predict_clean(x[2:3], noise[2:3], t[2:3])
+    assert torch.equal(alone[0], predict_clean(x, noise, t)[2])
 
 
 def test_guidance_scale_one_is_unguided(pair: tuple[Tensor, Tensor]) -> None:
