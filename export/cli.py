@@ -1,0 +1,68 @@
+"""The command `rpiae import-published`.
+
+What needs torch is imported inside the command: a help text should not wait for it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_USAGE_ERROR = 2
+
+
+def import_published_command(
+    folder: Annotated[Path, typer.Argument(help="Holds the published files, also in subfolders.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The bundle: a folder that does not exist yet.")
+    ],
+    dims: Annotated[
+        Path | None, typer.Option(help="JSON with the sizes of files that have other ones.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model; default: the bundle folder's.")
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(help="JSON list or text file, a class a line; default: ImageNet's."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The tokenizer's file; then only files that are named are read."),
+    ] = None,
+    denoiser: Annotated[
+        Path | None, typer.Option(help="The denoiser's file, with --tokenizer.")
+    ] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="The weaker denoiser's, for autoguidance.")
+    ] = None,
+) -> None:
+    """Turn the published RPiAE checkpoints into a bundle that `rpiae serve` serves.
+
+    Reads .pt and .safetensors; the files' own code is never run.
+    """
+    from export.dims import PublishedDims
+    from export.import_published import (
+        PublishedFiles,
+        find_files,
+        import_published,
+        read_class_names,
+    )
+    from models.manifest import BundleError
+
+    try:
+        sizes = PublishedDims() if dims is None else PublishedDims.read(dims)
+        names = None if class_names is None else read_class_names(class_names)
+        if tokenizer is not None:
+            files = PublishedFiles(tokenizer=tokenizer, denoiser=denoiser, guide=guide)
+        elif denoiser is not None or guide is not None:
+            raise BundleError("--denoiser and --guide name files beside --tokenizer: give it too")
+        else:
+            files = find_files(folder, typer.echo)
+        manifest = import_published(
+            files, output, sizes, name=name, class_names=names, report=typer.echo
+        )
+    except (BundleError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_USAGE_ERROR) from None
+    typer.echo(f"{output}: {manifest.name}, for {', '.join(manifest.tasks)}")
