@@ -28,6 +28,7 @@ def min_steps(sampler: Sampler) -> int:
     """Fewest steps: `euler-reference` counts the grid's points, one more than its steps."""
     return 2 if sampler == "euler-reference" else 1
 
+
 _NAME = r"^[a-zA-Z0-9._-]+$"
 
 

@@ -38,14 +38,14 @@ def default_shift(latent_shape: Sequence[int]) -> float:
 
 
 def timestep_schedule(num_steps: int, shift: float) -> Tensor:
-    """(num_steps + 1,) timesteps from 1 (noise) down to 0 (data), float32.
+    """(num_steps + 1,) timesteps from 1 (noise) down to 0 (data), float64.
 
     Raises:
         ValueError: num_steps is below 1 or shift below 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be >= 1, got {num_steps}")
-    return shift_timesteps(torch.linspace(1, 0, num_steps + 1), shift)
+    return shift_timesteps(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift)
 
 
 def start_step(num_steps: int, strength: float) -> int:
@@ -105,8 +105,3 @@ def guide_edit(
     """
     text_part = _like(guidance_scale, full) * (full - source_only)
     return guide(source_only, uncond, image_guidance_scale) + text_part
-
-
-def euler_step(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One step along dx/dt = velocity. t and t_next are (B,)."""
-    return x + _like(t_next - t, x) * velocity

@@ -19,25 +19,24 @@ from service.jobs.job import (
 )
 
 
-def to_work(delivery: Delivery) -> Work:
-    """What the engine is to do for a job.
+def to_work(delivery: Delivery, *, autoguided: bool = False) -> Work:
+    """What the engine is to do for a job; `autoguided`: the served model has a guide model.
 
     Raises:
         InvalidRequest: the payload is missing, unreadable or holds another tensor.
     """
     job = delivery.job
+    options: dict[str, Any] = {"autoguided": autoguided}
     match job.params:
         case EditParams() as params:
             images = _tensor(delivery, "images", torch.uint8)
             if len(images) != 1:
                 raise InvalidRequest(f"an edit takes one image, got {len(images)}", param="image")
-            options: dict[str, Any] = {
-                "image_guidance_scale": params.image_guidance_scale,
-                "strength": params.strength,
-            }
+            options["image_guidance_scale"] = params.image_guidance_scale
+            options["strength"] = params.strength
             return _picture(delivery, params, images[0], options)
         case GenerateParams() as params:
-            return _picture(delivery, params, None, {})
+            return _picture(delivery, params, None, options)
         case EncodeParams() as params:
             images = _tensor(delivery, "images", torch.uint8)
             return EncodeWork(id=job.id, images=images, sample=params.sample, seed=params.seed)
@@ -57,7 +56,9 @@ def _picture(
         negative_prompt=params.negative_prompt,
         seed=params.seed,
         num_steps=params.steps,
+        sampler=params.sampler,
         guidance_scale=params.guidance_scale,
+        guidance_interval=(params.guidance_min_t, params.guidance_max_t),
         source=source,
         urgency=PRIORITIES.index(delivery.job.priority),
         deadline_at=delivery.job.deadline_at,

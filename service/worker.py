@@ -154,7 +154,8 @@ class Worker:
                     f"this worker serves {self._manifest.name}, the job asks for {job.model}",
                     param="model",
                 )
-            work = to_work(delivery)
+            autoguided = self._manifest.guidance == "autoguidance"
+            work = to_work(delivery, autoguided=autoguided)
         except ServiceError as error:
             self._endings.refuse(delivery, error)
             return

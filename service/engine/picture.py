@@ -10,16 +10,11 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.context import Context, cat_contexts
-from models.transport import (
-    euler_step,
-    guide_edit,
-    initial_noise,
-    interpolate,
-    start_step,
-    timestep_schedule,
-)
+from models.solvers import SamplingPlan, advance, pad_map, plan_sampling
+from models.transport import guide_edit, initial_noise, interpolate
 from service.backends.base import Backend
 from service.engine.scheduler import DenoiseJob
 from service.engine.work import PictureWork
@@ -27,16 +22,14 @@ from service.engine.work import PictureWork
 
 @dataclass(eq=False, kw_only=True)
 class Picture(DenoiseJob):
-    """State between two steps.
+    """State between two steps, each of which is one velocity evaluation.
 
-    times: the whole schedule, from 1 to 0; x: (C, h, w); first_step: where the run began, above 0
-    with a strength below 1.
+    state: the plan's slots, (K, C, h, w).
     """
 
     work: PictureWork
-    times: list[float]
-    x: Tensor
-    first_step: int = 0
+    plan: SamplingPlan
+    state: Tensor
     source_latents: Tensor | None = None
     context: Context | None = None
     started_at: float = 0.0
@@ -57,29 +50,38 @@ class Picture(DenoiseJob):
         Raises:
             ValueError: num_steps or strength is out of range.
         """
-        times = timestep_schedule(work.num_steps, shift)
+        strength = 1.0 if source_latents is None else work.strength
+        plan = plan_sampling(work.sampler, work.num_steps, shift, strength=strength)
         x = initial_noise(work.seed, latent_shape)
-        first = 0
         if source_latents is not None:
-            first = start_step(work.num_steps, work.strength)
             x = x.to(source_latents)
-            if first:
-                t = times[first : first + 1].to(x)
-                x = interpolate(source_latents[None], x[None], t)[0]
+            x = interpolate(source_latents[None], x[None], x.new_tensor(plan.times[:1]))[0]
         return cls(
             id=work.id,
             num_rows=work.num_rows,
-            num_steps=work.num_steps,
+            num_steps=plan.num_evaluations,
             urgency=work.urgency,
             deadline_at=work.deadline_at,
-            step=first,
-            first_step=first,
             work=work,
-            times=times.tolist(),
-            x=x,
+            plan=plan,
+            state=plan.initial_state(x),
             source_latents=source_latents,
             timings_s=timings_s,
         )
+
+    @property
+    def x(self) -> Tensor:
+        """Where the next velocity is wanted; after the last step the latents, (C, h, w)."""
+        return self.state[0]
+
+    def scales(self) -> tuple[float, float]:
+        """Guidance scales of the next step, for the prompt and the source: 1 outside the interval
+        in which guidance acts.
+        """
+        low, high = self.work.guidance_interval
+        if not low <= self.plan.times[self.step] <= high:
+            return 1.0, 1.0
+        return self.work.guidance_scale, self.work.image_guidance_scale
 
     def finish_steps(self) -> None:
         """Note the time from the first step's start to now."""
@@ -115,28 +117,45 @@ def prefill(backend: Backend, pictures: Sequence[Picture]) -> list[Context]:
 
 
 def step(backend: Backend, pictures: Sequence[Picture], context: Context) -> list[Tensor]:
-    """Latents (C, h, w) of each picture after its own next step.
+    """State (K, C, h, w) of each picture after its own next step.
 
-    One velocity call for all rows, then guidance and an Euler step for each picture, with its own
-    timestep and scales. `context` holds the pictures' rows in order.
+    One velocity call for all rows, then guidance and one step of its own sampler for each picture,
+    with its own time and scales. `context` holds the pictures' rows in order.
     """
     owner = [index for index, picture in enumerate(pictures) for _ in range(picture.num_rows)]
     first = [owner.index(index) for index in range(len(pictures))]
-    x = torch.stack([picture.x for picture in pictures])  # (P, C, h, w)
-    t = torch.tensor([picture.times[picture.step] for picture in pictures], device=x.device)
-    t_next = torch.tensor([picture.times[picture.step + 1] for picture in pictures])
+    states = _stacked(pictures)  # (P, K, C, h, w)
+    x = states[:, 0]
+    t = torch.tensor([picture.plan.times[picture.step] for picture in pictures], device=x.device)
     velocities = backend.velocity(x[owner], t[owner], context)  # (R, C, h, w)
-    x, t, t_next = (tensor.to(velocities.device) for tensor in (x, t, t_next))
     # Guidance of one formula for all: a row that a picture does without repeats its last one.
     counts = [picture.num_rows for picture in pictures]
     base = [start + min(1, count - 1) for start, count in zip(first, counts, strict=True)]
     last = [start + count - 1 for start, count in zip(first, counts, strict=True)]
-    works = [picture.work for picture in pictures]
+    states = states.to(velocities.device)  # keeps float32 where the backend computes in less
+    scales = states.new_tensor([picture.scales() for picture in pictures])  # (P, 2)
     velocity = guide_edit(
         velocities[first],
         velocities[base],
         velocities[last],
-        x.new_tensor([work.guidance_scale for work in works]),
-        x.new_tensor([work.image_guidance_scale for work in works]),
+        *scales.unbind(1),
+    )  # (P, C, h, w)
+    maps = [pad_map(picture.plan.maps[picture.step], states.shape[1]) for picture in pictures]
+    states = advance(states, velocity, torch.stack(maps))
+    return [
+        state[: picture.plan.num_slots] for state, picture in zip(states, pictures, strict=True)
+    ]
+
+
+def _stacked(pictures: Sequence[Picture]) -> Tensor:
+    """States (P, K, C, h, w), those of fewer slots than the largest filled up with zeros."""
+    # A new picture's noise is still on the CPU, the others are where the backend left them.
+    device = next((p.state.device for p in pictures if p.state.device.type != "cpu"), None)
+    states = [picture.state.to(device) for picture in pictures]
+    missing = [max(map(len, states)) - len(state) for state in states]
+    return torch.stack(
+        [
+            functional.pad(state, (0, 0) * 3 + (0, count)) if count else state
+            for state, count in zip(states, missing, strict=True)
+        ]
     )
-    return list(euler_step(x, velocity, t, t_next))

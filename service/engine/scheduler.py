@@ -1,8 +1,9 @@
 """Which jobs step together and whose images are next. No torch, no I/O."""
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Generic, TypeVar
 
 MIN_ROWS = 3  # the most that one job needs: a guided edit
@@ -12,8 +13,10 @@ MIN_ROWS = 3  # the most that one job needs: a guided edit
 class DenoiseJob:
     """One picture on its way from noise to latents.
 
-    num_rows: model rows that a step costs, 1 to 3 (conditional and guidance rows); urgency: lower
-    is served first; deadline_at: Unix seconds or None; step: index of the next step.
+    num_rows: model rows that a step costs, 1 to 3 (conditional and guidance rows); num_steps:
+    velocity calls that the job takes part in, one for each step here, so some samplers have more
+    than the request asked for; urgency: lower is served first; deadline_at: Unix seconds or None;
+    step: index of the next step.
     """
 
     id: str
@@ -132,11 +135,20 @@ class FairQueue(Generic[K, V]):
         if line:
             self._items.setdefault(owner, deque()).extend(line)
 
-    def take(self, count: int) -> list[tuple[K, V]]:
-        """At most `count` items with their owners, in turn."""
+    def take(
+        self, count: int, budget: float = inf, cost: Callable[[V], float] = lambda _: 0.0
+    ) -> list[tuple[K, V]]:
+        """At most `count` items with their owners, in turn.
+
+        It ends before the item with which the costs would exceed the budget, but gives one.
+        """
         taken: list[tuple[K, V]] = []
         while self._items and len(taken) < count:
-            owner, line = self._items.popitem(last=False)
+            owner, line = next(iter(self._items.items()))
+            budget -= cost(line[0])
+            if taken and budget < 0:
+                break
+            del self._items[owner]
             taken.append((owner, line.popleft()))
             if line:
                 self._items[owner] = line

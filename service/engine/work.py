@@ -5,6 +5,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from models.manifest import Sampler
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -22,8 +24,9 @@ class PictureWork:
     """One picture to denoise; with a source it is an edit or a variation.
 
     source: (3, H, W) uint8; urgency: lower is served first; deadline_at: Unix seconds; strength
-    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off. autoguided:
-    guidance starts from the guide model with the same prompt, not from the negative prompt.
+    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off; others act where
+    t is in guidance_interval, t = 1 being noise. autoguided: guidance starts from the guide model
+    with the same prompt, not from the negative prompt.
     """
 
     id: str
@@ -31,8 +34,10 @@ class PictureWork:
     seed: int
     num_steps: int
     guidance_scale: float
+    sampler: Sampler = "euler"
     negative_prompt: str = ""
     image_guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     strength: float = 1.0
     autoguided: bool = False
     source: Tensor | None = None
@@ -94,7 +99,7 @@ Work: TypeAlias = PictureWork | EncodeWork | DecodeWork
 
 @dataclass(frozen=True)
 class Stepped:
-    """`step` of `num_steps` denoising steps are done."""
+    """`step` of the job's `num_steps` velocity evaluations are done."""
 
     job_id: str
     step: int

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.manifest import Sampler
+from models.solvers import plan_sampling
 from models.text_denoiser import TextContext
 from service.backends.base import Backend, Limits
 from service.backends.fake_backend import FakeBackend
@@ -85,6 +87,10 @@ def mixed_jobs() -> list[PictureWork]:
         picture("g", seed=7, num_steps=4, guidance_scale=1.0, source=flat_image(30),
                 image_guidance_scale=0.5, strength=0.7),
         picture("h", seed=1, num_steps=9),
+        picture("i", seed=8, num_steps=4, sampler="heun", guidance_interval=(0.3, 0.8)),
+        picture("j", seed=9, num_steps=6, sampler="unipc"),
+        picture("k", seed=10, num_steps=7, sampler="dpmpp-2m", source=flat_image(60), strength=0.8),
+        picture("l", seed=11, num_steps=5, sampler="euler-reference", guidance_scale=1.0),
     ]  # fmt: skip
 
 
@@ -159,6 +165,35 @@ def test_steps_of_an_edit_from_its_noised_source() -> None:
     assert [(event.step, event.num_steps) for event in steps] == [(1, 3), (2, 3), (3, 3)]
     (finished,) = [event for event in events(ticks) if isinstance(event, Finished)]
     assert set(finished.timings_s) == {"encode", "prefill", "denoise", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_evaluations"),
+    [("euler", 5), ("euler-reference", 4), ("heun", 9), ("dpmpp-2m", 5), ("unipc", 5)],
+)
+def test_a_step_is_one_velocity_call(sampler: Sampler, num_evaluations: int) -> None:
+    backend = FakeBackend(LIMITS)
+    ticks = run(engine_on(backend), [[picture("a", num_steps=5, sampler=sampler)]])
+    steps = [event for event in events(ticks) if isinstance(event, Stepped)]
+    assert steps == [Stepped("a", done, num_evaluations) for done in range(1, num_evaluations + 1)]
+    assert backend.num_calls["velocity"] == num_evaluations
+
+
+def test_guidance_acts_inside_its_interval_alone() -> None:
+    """The fake model goes straight to its target, so the result is that of the last step."""
+    last = plan_sampling("euler", 10, SHIFT).times[-1]
+
+    def latents(low: float, high: float, guidance_scale: float = 4.0) -> Tensor:
+        job = picture(
+            "a", num_steps=10, guidance_scale=guidance_scale, guidance_interval=(low, high)
+        )
+        return final_latents(FakeBackend(LIMITS), [[job]])["a"]
+
+    guided, unguided = latents(0, 1), latents(0, 1, guidance_scale=1.0)
+    assert (guided - unguided).abs().max() > 0.1
+    torch.testing.assert_close(latents(last, last), guided)
+    torch.testing.assert_close(latents(last + 0.01, 1), unguided)
+    torch.testing.assert_close(latents(0, last - 0.01), unguided)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +341,7 @@ def test_a_dropped_job_leaves_at_the_next_step() -> None:
         (DecodeWork(id="a", latents=torch.zeros(1, 3, 2, 2)), r"latents must be .*4, 2, 2"),
         (picture("a", source=flat_image(1), strength=0.0), "strength must be"),
         (picture("a", num_steps=0), "num_steps must be"),
+        (picture("a", num_steps=1, sampler="euler-reference"), "num_steps must be >= 2 for euler-"),
     ],
 )
 def test_work_that_does_not_fit_fails_with_its_numbers(work: Work, message: str) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle, load_bundle
+from models.class_denoiser import ClassDenoiser, ClassDenoiserConfig
+from models.class_labels import ClassEncoder
 from models.sampler import SamplingOptions, generate_latents
 from service.backends.torch_backend import TorchBackend
 from service.engine.engine import Engine
@@ -55,6 +57,19 @@ def mixed_jobs(source: Tensor) -> list[PictureWork]:
         PictureWork(id="variation", prompt="", seed=6, num_steps=10, guidance_scale=1,
                     source=source, strength=0.4),
         PictureWork(id="empty", prompt="", seed=7, num_steps=2, guidance_scale=2),
+        PictureWork(id="reference", prompt="blue", seed=8, num_steps=6, guidance_scale=3,
+                    sampler="euler-reference"),
+        PictureWork(id="heun", prompt="a red square", seed=9, num_steps=4, guidance_scale=3,
+                    sampler="heun", guidance_interval=(0.2, 0.7)),
+        PictureWork(id="heun-edit", prompt="blue", seed=10, num_steps=6, guidance_scale=2,
+                    source=source, sampler="heun", strength=0.5),
+        PictureWork(id="multistep", prompt="a red square", seed=9, num_steps=8, guidance_scale=3,
+                    sampler="dpmpp-2m"),
+        PictureWork(id="unipc", prompt="a blue circle", seed=11, num_steps=5, guidance_scale=3,
+                    sampler="unipc", guidance_interval=(0.0, 0.5)),
+        PictureWork(id="unipc-edit", prompt="red", seed=12, num_steps=7, guidance_scale=2,
+                    source=source, image_guidance_scale=1.5, sampler="unipc",
+                    guidance_interval=(0.5, 1.0)),
     ]  # fmt: skip
 
 
@@ -91,7 +106,7 @@ def test_the_engine_gives_what_the_sampler_gives(bundle: Bundle, source: Tensor)
         source_latents = None
         if job.source is not None:
             with torch.inference_mode():
-                source_latents = bundle.autoencoder.encode(job.source[None] / 255).mean
+                source_latents = bundle.autoencoder.encode(job.source[None] / 255).latent_dist.mean
         expected = generate_latents(
             bundle.denoiser,
             bundle.tokenizer,
@@ -100,12 +115,53 @@ def test_the_engine_gives_what_the_sampler_gives(bundle: Bundle, source: Tensor)
             SamplingOptions(
                 num_steps=job.num_steps,
                 shift=SHIFT,
+                sampler=job.sampler,
+                guidance_interval=job.guidance_interval,
                 guidance_scale=job.guidance_scale,
                 image_guidance_scale=job.image_guidance_scale,
                 strength=job.strength,
             ),
             negative_prompts=[job.negative_prompt],
             source_latents=source_latents,
+        )
+        torch.testing.assert_close(together[job.id][0], expected[0], rtol=0, atol=TOLERANCE)
+
+
+def test_autoguided_classes_are_what_the_sampler_gives(bundle: Bundle) -> None:
+    """Pictures with and without their guide's rows, in one batch, against each one alone."""
+    config = ClassDenoiserConfig(
+        latent_channels=8, latent_side=4, width=16, depth=1, num_heads=2, num_classes=2
+    )
+    models = [ClassDenoiser(config).eval().requires_grad_(False) for _ in range(2)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    denoiser, guide = models
+    tokenizer = ClassEncoder(["cat", "dog"])
+    classes = Bundle(bundle.manifest, bundle.autoencoder, denoiser, tokenizer, guide)
+    jobs = [
+        PictureWork(id="guided", prompt="cat", seed=1, num_steps=4, guidance_scale=2.05,
+                    autoguided=True),
+        PictureWork(id="interval", prompt="dog", seed=2, num_steps=6, guidance_scale=1.5,
+                    autoguided=True, guidance_interval=(0.3, 0.9), sampler="unipc"),
+        PictureWork(id="plain", prompt="dog", seed=3, num_steps=5, guidance_scale=1,
+                    autoguided=True),
+    ]  # fmt: skip
+    together = run(classes, [list(jobs)])
+    for job in jobs:
+        expected = generate_latents(
+            denoiser,
+            tokenizer,
+            [job.prompt],
+            [job.seed],
+            SamplingOptions(
+                num_steps=job.num_steps,
+                shift=SHIFT,
+                sampler=job.sampler,
+                guidance_scale=job.guidance_scale,
+                guidance_interval=job.guidance_interval,
+            ),
+            guide=guide,
         )
         torch.testing.assert_close(together[job.id][0], expected[0], rtol=0, atol=TOLERANCE)
 
@@ -135,8 +191,8 @@ def test_encode_and_decode_are_the_autoencoder(bundle: Bundle, source: Tensor) -
     finished = [event for _ in range(2) for event in engine.tick().events]
     (encoded,) = [event for event in finished if isinstance(event, Finished)]
     with torch.inference_mode():
-        posterior = bundle.autoencoder.encode(images / 255)
-        pixels = bundle.autoencoder.decode(posterior.mean).clamp(0, 1) * 255
+        posterior = bundle.autoencoder.encode(images / 255).latent_dist
+        pixels = bundle.autoencoder.decode(posterior.mean).sample.clamp(0, 1) * 255
     for name, expected in (("mean", posterior.mean), ("logvar", posterior.logvar)):
         torch.testing.assert_close(encoded.tensors[name], expected, rtol=0, atol=TOLERANCE)
     engine.add(DecodeWork(id="d", latents=encoded.tensors["latents"]))

@@ -1,0 +1,25 @@
+"""Puts a benchmark's results into benchmarks/README.md, between the markers of its section."""
+
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+
+
+def fill(text: str, section: str, block: str) -> str:
+    """`text` with `block` between `<!-- section:start -->` and `<!-- section:end -->`.
+
+    Raises:
+        ValueError: not exactly one pair of markers, in that order.
+    """
+    start, end = f"<!-- {section}:start -->", f"<!-- {section}:end -->"
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end or start in rest or end in after:
+        raise ValueError(f"{README.name} needs one {start} and, below it, one {end}")
+    return f"{before}{start}\n\n{block}\n\n{end}{after}"
+
+
+def write_section(section: str, block: str) -> None:
+    """Replace what stands in a section of the README."""
+    text = README.read_text(encoding="utf-8")
+    README.write_text(fill(text, section, block), encoding="utf-8")
