@@ -42,8 +42,8 @@ class Measurement:
 
 
 @contextmanager
-def own_server() -> Iterator[str]:
-    """Address of a `rpiae serve` that is ready for requests.
+def own_server(*options: str) -> Iterator[str]:
+    """Address of a `rpiae serve` that is ready for requests, started with further options.
 
     Raises:
         RuntimeError: it ended before it was ready, or was not ready in time.
@@ -51,7 +51,7 @@ def own_server() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).with_name("rpiae")), "serve", "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("rpiae")), "serve", "--port", str(port), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             wait_until_ready(url, process)

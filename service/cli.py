@@ -1,46 +1,30 @@
 """The `rpiae` command.
 
-Each command imports what it needs when it runs, so that `--help` answers at once. Commands of
-other packages come through the entry-point group `rpiae.commands` and are loaded when asked for.
+Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from service.console import draw_with_progress, plain_errors, show_address
+from models.manifest import Sampler
+from service.command_group import CommandGroup
+from service.console import (
+    draw_with_progress,
+    plain_errors,
+    show_address,
+    show_decoded,
+    show_encoded,
+)
 
 if TYPE_CHECKING:
     from service.offline import OfflineModel, PictureOptions
     from service.settings import Settings
 
-_ENTRY_POINTS = "rpiae.commands"
-
-
-class _Commands(TyperGroup):
-    """Our own commands, then those of other packages."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        own = super().list_commands(ctx)
-        return own + sorted(set(entry_points(group=_ENTRY_POINTS).names) - set(own))
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        for entry in entry_points(group=_ENTRY_POINTS, name=cmd_name):
-            app = typer.Typer(add_completion=False)
-            app.command(cmd_name)(entry.load())
-            return typer.main.get_command(app)
-        return None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,6 +56,17 @@ StepsOption = Annotated[
 ]
 GuidanceOption = Annotated[
     float | None, typer.Option(min=0, help="How closely to follow the prompt; 1 is off.")
+]
+SamplerOption = Annotated[
+    Sampler | None,
+    typer.Option(help="Solver; heun runs the model twice in a step; default: the bundle's."),
+]
+MinTOption = Annotated[
+    float | None,
+    typer.Option("--guidance-min-t", min=0, max=1, help="Guidance acts from this t (1 is noise)"),
+]
+MaxTOption = Annotated[
+    float | None, typer.Option("--guidance-max-t", min=0, max=1, help="... to this t.")
 ]
 NegativeOption = Annotated[str, typer.Option(help="What to stay away from.")]
 
@@ -132,12 +127,15 @@ def worker(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(help="What to draw; to a class model, a class.")],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
     seed: SeedOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
+    sampler: SamplerOption = None,
+    guidance_min_t: MinTOption = None,
+    guidance_max_t: MaxTOption = None,
     negative_prompt: NegativeOption = "",
     bundle: BundleOption = None,
 ) -> None:
@@ -149,6 +147,9 @@ def generate(
             seed=seed,
             steps=steps,
             guidance_scale=guidance_scale,
+            sampler=sampler,
+            guidance_min_t=guidance_min_t,
+            guidance_max_t=guidance_max_t,
             negative_prompt=negative_prompt,
         )
         draw_with_progress(model, prompt, output, options)
@@ -169,6 +170,9 @@ def edit(
     strength: Annotated[
         float, typer.Option(min=0.01, max=1, help="Below 1 the run starts from the picture.")
     ] = 1.0,
+    sampler: SamplerOption = None,
+    guidance_min_t: MinTOption = None,
+    guidance_max_t: MaxTOption = None,
     negative_prompt: NegativeOption = "",
     bundle: BundleOption = None,
 ) -> None:
@@ -182,6 +186,9 @@ def edit(
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             strength=strength,
+            sampler=sampler,
+            guidance_min_t=guidance_min_t,
+            guidance_max_t=guidance_max_t,
             negative_prompt=negative_prompt,
         )
         draw_with_progress(model, instruction, output, options, source=image)
@@ -189,7 +196,7 @@ def edit(
 
 @app.command()
 def encode(
-    images: Annotated[list[Path], typer.Argument(help="Pictures; fitted to the model's size.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures; padded to the size.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.")] = Path(
         "latents.safetensors"
     ),
@@ -197,24 +204,43 @@ def encode(
         bool, typer.Option("--sample", help="Draw from the posterior instead of its mean.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    size: Annotated[
+        str,
+        typer.Option(help="auto: the model's own; or WIDTHxHEIGHT; or native: each picture's own."),
+    ] = "auto",
     bundle: BundleOption = None,
 ) -> None:
-    """Turn pictures into latents: tensors `latents`, `mean` and `logvar`, one row per picture."""
+    """Turn pictures into latents: tensors `latents`, `mean` and `logvar`, one row per picture.
+
+    `boxes` holds where each lies in its frame, so that `decode` can cut off the bars beside it.
+    """
     with plain_errors():
-        shape = _model(bundle).encode(images, output, sample=sample, seed=seed)
-        typer.echo(f"{output}  {' x '.join(map(str, shape))}")
+        model = _model(bundle)
+        from service.offline_latents import encode_files
+
+        encoded = encode_files(model, images, output, size=size, sample=sample, seed=seed)
+        show_encoded(images, output, encoded)
 
 
 @app.command()
 def decode(
     latents: Annotated[Path, typer.Argument(help="A .safetensors file (`latents`) or .npy file.")],
     output: OutputOption = Path("out.png"),
+    box: Annotated[
+        str,
+        typer.Option(
+            help="What to keep: auto, the file's boxes; none, the whole frame; or "
+            "left,top,width,height in pixels, one for each picture, separated by ;"
+        ),
+    ] = "auto",
     bundle: BundleOption = None,
 ) -> None:
     """Turn latents back into pictures."""
     with plain_errors():
-        for path in _model(bundle).decode(latents, output):
-            typer.echo(str(path))
+        model = _model(bundle)
+        from service.offline_latents import decode_file
+
+        show_decoded(decode_file(model, latents, output, box=box))
 
 
 def main() -> None:

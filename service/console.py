@@ -1,6 +1,8 @@
 """What the commands write to a terminal: progress, results, addresses, errors."""
 
-from collections.abc import Iterator
+import json
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +11,10 @@ import typer
 
 if TYPE_CHECKING:
     from service.offline import OfflineModel, PictureOptions
+    from service.offline_latents import Decoded, Encoded
     from service.settings import Settings
 
+_EXAMPLE_PROMPT = "a red circle in the center on a blue background"
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
@@ -57,15 +61,36 @@ def draw_with_progress(
             on_step=lambda done, total: bar.update(steps, completed=done, total=total),
         )
     for picture in made:
-        typer.echo(f"{picture.path}  seed {picture.seed}")
+        done = "" if picture.fitted is None else f"  {picture.fitted}"
+        typer.echo(f"{picture.path}  seed {picture.seed}{done}")
+
+
+def show_encoded(images: Sequence[Path], output: Path, encoded: "Encoded") -> None:
+    """How each picture was made to fit, then the file of latents and its shape."""
+    for path, fitted in zip(images, encoded.fitted, strict=True):
+        if fitted != "none":
+            typer.echo(f"{path}  {fitted}")
+    typer.echo(f"{output}  {' x '.join(map(str, encoded.shape))}")
+
+
+def show_decoded(pictures: Sequence["Decoded"]) -> None:
+    """Each picture's file, its size, and what it was cut from."""
+    for picture in pictures:
+        cut = "" if picture.size == picture.frame else f", cropped back from {picture.frame}"
+        typer.echo(f"{picture.path}  {picture.size}{cut}")
 
 
 def show_address(address: str, settings: "Settings") -> None:
     """Where the service is, and a line that can be pasted to get a picture from it."""
+    from models.class_names import ClassNames
+    from models.manifest import read_manifest
+
+    class_names = ClassNames.of(read_manifest(settings.bundle))
+    prompt = _EXAMPLE_PROMPT if class_names is None else class_names.label(0)
+    body = shlex.quote(json.dumps({"prompt": prompt, "seed": 1}))
     key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
     typer.echo(f"rpiae serves {settings.bundle.name} on {address}")
     typer.echo(
         f"curl -sS {address}/v1/images/generations {key}-H 'Content-Type: application/json' "
-        "-H 'Accept: image/png' -d "
-        """'{"prompt": "a red circle in the center on a blue background", "seed": 1}' -o out.png"""
+        f"-H 'Accept: image/png' -d {body} -o out.png"
     )

@@ -1,10 +1,12 @@
 """Results of the engine as what a caller downloads: picture files and safetensors."""
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from service.boxes import Box
 from service.engine.images import encode_file, picture_text
-from service.jobs.job import DecodeParams, GenerateParams, Job
+from service.jobs.job import DecodeParams, EditParams, GenerateParams, Job
 
 
 def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
@@ -15,29 +17,47 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
                 prompt=params.prompt,
                 seed=params.seed,
                 num_steps=params.steps,
+                sampler=params.sampler,
                 guidance_scale=params.guidance_scale,
                 model=job.model,
             )
+            box = params.box if isinstance(params, EditParams) else None
             return [
-                encode_file(image, params.output_format, params.output_compression, text)
+                encode_file(crop(image, box), params.output_format, params.output_compression, text)
                 for image in tensors["images"]
             ]
         case DecodeParams(output_format="png" | "jpeg" | "webp" as image_format) as params:
             return [
                 encode_file(image, image_format, params.output_compression)
-                for image in tensors["images"]
+                for image in _cropped(tensors["images"], params)
             ]
+        case DecodeParams() as params:  # as one array: the boxes are of one size
+            return [save({"images": torch.stack(_cropped(tensors["images"], params))})]
         case _:
             # Copies: safetensors refuses tensors that share memory, as `latents` and `mean` may.
             return [save({name: tensor.clone() for name, tensor in tensors.items()})]
 
 
-def describe(job: Job) -> dict[str, int | float]:
+def _cropped(images: Tensor, params: DecodeParams) -> list[Tensor]:
+    if not params.boxes:
+        return list(images)
+    return [crop(image, box) for image, box in zip(images, params.boxes, strict=True)]
+
+
+def crop(image: Tensor, box: Box | None) -> Tensor:
+    """What a box holds of an image (3, H, W); all of it without a box."""
+    if box is None:
+        return image
+    return image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def describe(job: Job) -> dict[str, int | float | str]:
     """What a finished job's info says of how its picture was made."""
     if not isinstance(job.params, GenerateParams):
         return {}
     return {
         "seed": job.params.seed,
         "steps": job.params.steps,
+        "sampler": job.params.sampler,
         "guidance_scale": job.params.guidance_scale,
     }

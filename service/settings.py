@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     max_latents: int = Field(default=64, ge=1)
     """Most pictures or latents in one encode or decode request."""
 
+    max_encode_side: int = Field(default=1024, ge=16, le=8192)
+    """Longest side in pixels that encode and decode run beside the model's own size."""
+
     request_timeout_s: float = Field(default=120, gt=0, le=3600)
     """How long a request waits for its pictures before it is answered 504."""
 

@@ -61,6 +61,7 @@ def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Back
             latent_shape=manifest.latent_shape,
             max_rows=settings.max_rows or _FAKE_ROWS,
             max_images=_FAKE_IMAGES,
+            other_sizes=manifest.other_sizes,
         )
         return FakeBackend(limits, step_seconds={1: settings.fake_step_s})
     device = "cpu"

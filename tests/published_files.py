@@ -18,16 +18,20 @@ _STD = 0.02
 
 
 def published_tensors(module: nn.Module, names: NameMap, seed: int) -> dict[str, Tensor]:
-    """Random tensors in a module's published layout: norms near 1, all else small."""
+    """Random tensors in a module's published layout, at scales that pass a signal on."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in names.to_published(module.state_dict()).items():
         if name in names.constants:
             tensors[name] = names.constants[name]
             continue
-        noise = _STD * torch.randn(shape.shape, generator=generator)
-        is_scale = name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1"))
-        tensors[name] = 1 + noise if is_scale or "layernorm" in name else noise
+        noise = torch.randn(shape.shape, generator=generator)
+        if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1")):
+            tensors[name] = 1 + _STD * noise
+        elif noise.ndim > 1 and name.endswith("weight"):
+            tensors[name] = noise.div_(noise[0].numel() ** 0.5)
+        else:
+            tensors[name] = noise.mul_(_STD)
     return tensors
 
 

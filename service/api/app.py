@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from models.class_names import ClassNames
 from models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from service.api import health
 from service.api.body_limit import BodyLimitMiddleware
@@ -44,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         SettingsError: no Redis address.
-        BundleError: no usable manifest or vocabulary in `settings.bundle`.
+        BundleError: no usable manifest, vocabulary or class names in `settings.bundle`.
     """
     if settings.redis_url is None:
         raise SettingsError(f"a gateway needs a Redis: set {ENV_PREFIX}REDIS_URL")
@@ -54,7 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
         description="Pictures from prompts, edits by instruction, and the latents between them. "
         "The image endpoints follow OpenAI's Images API; further fields are extensions.",
         lifespan=_lifespan(
-            settings, settings.redis_url, manifest, Vocabulary.read(settings.bundle, manifest)
+            settings,
+            settings.redis_url,
+            manifest,
+            Vocabulary.read(settings.bundle, manifest),
+            ClassNames.of(manifest),
         ),
         # The first is the outermost.
         middleware=[
@@ -74,7 +79,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _lifespan(
-    settings: Settings, redis_url: str, manifest: Manifest, vocabulary: Vocabulary | None
+    settings: Settings,
+    redis_url: str,
+    manifest: Manifest,
+    vocabulary: Vocabulary | None,
+    class_names: ClassNames | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -99,6 +108,7 @@ def _lifespan(
                         manifest=manifest,
                         bundle_written_at=int((settings.bundle / MANIFEST_NAME).stat().st_mtime),
                         vocabulary=vocabulary,
+                        class_names=class_names,
                         queue=queue,
                         local_http=local_http,
                         waiting=waiting,

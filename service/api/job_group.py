@@ -12,7 +12,7 @@ import anyio
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from models.manifest import Task
+from models.manifest import Manifest, Task
 from service.api.request_context import RequestContext, context_of
 from service.api.state import Gateway
 from service.errors import (
@@ -143,13 +143,7 @@ def make_jobs(
         InvalidRequest: the model has no such task, or the deadline is beyond the service's limit.
     """
     manifest = gateway.manifest
-    if task not in manifest.tasks:
-        raise InvalidRequest(
-            f"{manifest.name} has no task {task}, it has {', '.join(manifest.tasks)}",
-            status=422,
-            param="model",
-            code="unsupported_task",
-        )
+    require_task(manifest, task)
     limit_s = gateway.settings.request_timeout_s
     timeout_s = limit_s if deadline_ms is None else deadline_ms / 1000
     if timeout_s > limit_s:
@@ -178,6 +172,21 @@ def make_jobs(
         for each in params
     ]
     return JobGroup(gateway, context, jobs)
+
+
+def require_task(manifest: Manifest, task: Task) -> None:
+    """Refuse a task that the model was not made for.
+
+    Raises:
+        InvalidRequest: 422 `unsupported_task`, naming the tasks that it has.
+    """
+    if task not in manifest.tasks:
+        raise InvalidRequest(
+            f"{manifest.name} has no task {task}, it has {', '.join(manifest.tasks)}",
+            status=422,
+            param="model",
+            code="unsupported_task",
+        )
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -8,10 +8,12 @@ import anyio
 import httpx
 from fastapi import Depends, Request
 
+from models.class_names import ClassNames
 from models.manifest import Manifest
 from service.api.vocabulary import Vocabulary
 from service.jobs.queue import JobQueue
 from service.settings import Settings
+from service.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Gateway:
     bundle_written_at: int
     """Unix time in seconds."""
     vocabulary: Vocabulary | None
+    class_names: ClassNames | None
     queue: JobQueue
     local_http: httpx.AsyncClient
     """For the workers' metrics on this machine."""
@@ -30,6 +33,11 @@ class Gateway:
     """Requests that have jobs in the queue; the shutdown lets them cancel those."""
     decoding: anyio.CapacityLimiter
     """Bounds the threads that decode uploads, and so the memory their pixels take."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The frames that requests may encode and decode."""
+        return Sizes.of(self.manifest, self.settings.max_encode_side)
 
     async def serving_workers(self) -> dict[str, dict[str, Any]]:
         """The live workers that have this gateway's model, and what they announced.

@@ -1,4 +1,4 @@
-"""Uploaded pictures to pixels at the model's size. Every byte here comes from a stranger.
+"""Uploaded pictures to pixels of a frame. Every byte here comes from a stranger.
 
 The type is read from the content, the pixel count from the header before anything is decoded, and
 what was done to make the picture fit is reported back.
@@ -8,23 +8,22 @@ import binascii
 import struct
 import zlib
 from base64 import b64decode
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
-from typing import Literal, TypeAlias
 
 import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from service.api.framing import Fit, Framed, fit_to_frame, pad_to_frame
 from service.api.state import Gateway
+from service.boxes import Box
 from service.errors import InvalidRequest
-
-Fit: TypeAlias = Literal["pad", "center-crop", "stretch"]
+from service.sizes import Size, Sizes, written
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_WHITE = (255, 255, 255)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 # What Pillow's decoders raise on broken files.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -32,10 +31,16 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error,
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture at the model's size: pixels uint8 (3, H, W), and what was done to it."""
+    """A picture in its frame: pixels uint8 (3, H, W), what was done to it, and where it lies."""
 
     pixels: NDArray[np.uint8]
     fitted: str
+    box: Box
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height, width."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def decode_image(
@@ -57,31 +62,56 @@ def decode_image(
     Raises:
         InvalidRequest: 415 no picture of a known type, 413 too many pixels, 422 broken or animated.
     """
-    image = _open(data, max_pixels=max_pixels, param=param)
-    try:
-        image.load()
-        image = _to_eight_bits(_upright(image))
-    except _BROKEN as error:
-        raise _broken(param, error) from None
-    framed, fitted = _fit(image, size, fit)
-    return Upload(np.ascontiguousarray(np.asarray(framed).transpose(2, 0, 1)), fitted)
+    image = _decode(data, max_pixels=max_pixels, param=param)
+    return _upload(fit_to_frame(image, size, fit))
 
 
-async def decode_upload(gateway: Gateway, data: bytes, *, fit: Fit, param: str) -> Upload:
-    """`decode_image` in a thread, with the service's limits and the model's size.
+def decode_native_image(data: bytes, *, sizes: Sizes, max_pixels: int, param: str) -> Upload:
+    """`decode_image` with the picture's own pixels, padded to the next whole latent cells.
 
     Raises:
-        InvalidRequest: see `decode_image`.
+        InvalidRequest: see `decode_image`; 422 naming `size` when that frame is too large.
     """
-    decode = partial(
-        decode_image,
-        data,
-        size=gateway.manifest.image_size,
-        fit=fit,
-        max_pixels=gateway.settings.max_pixels,
-        param=param,
-    )
+    image = _decode(data, max_pixels=max_pixels, param=param)
+    return _upload(pad_to_frame(image, sizes.native_frame((image.height, image.width))))
+
+
+async def decode_upload(
+    gateway: Gateway, data: bytes, *, size: Size, fit: Fit, param: str
+) -> Upload:
+    """`decode_image` or `decode_native_image` in a thread, with the service's limits.
+
+    Raises:
+        InvalidRequest: see those two.
+    """
+    max_pixels = gateway.settings.max_pixels
+
+    def decode() -> Upload:
+        if size == "native":
+            return decode_native_image(
+                data, sizes=gateway.sizes, max_pixels=max_pixels, param=param
+            )
+        return decode_image(data, size=size, fit=fit, max_pixels=max_pixels, param=param)
+
     return await to_thread.run_sync(decode, limiter=gateway.decoding)
+
+
+def stack_uploads(uploads: Sequence[Upload]) -> NDArray[np.uint8]:
+    """uint8 (B, 3, H, W).
+
+    Raises:
+        InvalidRequest: 422 when the frames differ, as they may with native sizes.
+    """
+    frames = dict.fromkeys(written(upload.frame) for upload in uploads)
+    if len(frames) > 1:
+        raise InvalidRequest(
+            f"size is native and the pictures take frames of {', '.join(frames)}: send pictures "
+            "of one size together, or name one size for all",
+            status=422,
+            param="size",
+            code="invalid_value",
+        )
+    return np.stack([upload.pixels for upload in uploads])
 
 
 def decode_base64(text: str, *, param: str) -> bytes:
@@ -101,6 +131,21 @@ def decode_base64(text: str, *, param: str) -> bytes:
             param=param,
             code="invalid_base64",
         ) from None
+
+
+def _decode(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
+    """RGB, or RGBA where the picture has any transparency, and upright."""
+    image = _open(data, max_pixels=max_pixels, param=param)
+    try:
+        image.load()
+        return _to_eight_bits(_upright(image))
+    except _BROKEN as error:
+        raise _broken(param, error) from None
+
+
+def _upload(framed: Framed) -> Upload:
+    pixels = np.ascontiguousarray(np.asarray(framed.image).transpose(2, 0, 1))
+    return Upload(pixels, framed.fitted, framed.box)
 
 
 def _open(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
@@ -169,32 +214,3 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return image.convert("RGBA")
     return image.convert("RGB")
-
-
-def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> tuple[Image.Image, str]:
-    """RGB at `size`, and the words for the `x-rpiae-fit` header."""
-    height, width = size
-    source = f"{image.width}x{image.height}"
-    if (image.height, image.width) == size:
-        return _on_white(image, size), "none"
-    lanczos = Image.Resampling.LANCZOS
-    if fit == "stretch":
-        scaled = image.resize((width, height), lanczos)
-    elif fit == "center-crop":
-        scaled = ImageOps.fit(image, (width, height), lanczos)
-    else:
-        scale = min(width / image.width, height / image.height)
-        scaled = image.resize(
-            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), lanczos
-        )
-    fitted = f"{fit} {source} to {scaled.width}x{scaled.height} in {width}x{height}"
-    return _on_white(scaled, size), fitted
-
-
-def _on_white(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in the middle of a white frame of `size`, transparency painted white."""
-    height, width = size
-    frame = Image.new("RGB", (width, height), _WHITE)
-    corner = ((width - image.width) // 2, (height - image.height) // 2)
-    frame.paste(image, corner, image if image.mode == "RGBA" else None)
-    return frame

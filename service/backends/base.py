@@ -15,18 +15,34 @@ from models.context import Context
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Shapes without the batch axis and the largest batches that a backend accepts."""
+    """Shapes without the batch axis and the largest batches that a backend accepts.
+
+    other_sizes: `encode` and `decode` also run other sizes, in whole latent cells.
+    """
 
     image_size: tuple[int, int]
     latent_shape: tuple[int, int, int]
     max_rows: int
     max_images: int
+    other_sizes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_rows < 3:
             raise ValueError(f"max_rows must fit one guided edit (3 rows), got {self.max_rows}")
         if self.max_images < 1:
             raise ValueError(f"max_images must be >= 1, got {self.max_images}")
+        (height, width), (_, rows, columns) = self.image_size, self.latent_shape
+        if height % rows or width % columns:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by the latents' grid "
+                f"{self.latent_shape[1:]}"
+            )
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width in pixels of what one latent covers."""
+        (height, width), (_, rows, columns) = self.image_size, self.latent_shape
+        return height // rows, width // columns
 
 
 class Backend(Protocol):
@@ -45,11 +61,17 @@ class Backend(Protocol):
     def limits(self) -> Limits: ...
 
     def encode(self, images: Tensor) -> Posterior:
-        """Posterior over normalized latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]."""
+        """Posterior over normalized latents (B, C, h, w) of images (B, 3, H, W) in [0, 1].
+
+        Images have the limits' size, or any whole number of cells with `other_sizes`.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [0, 1] and not clamped, of latents (B, C, h, w)."""
+        """Images (B, 3, H, W), about [0, 1] and not clamped, of latents (B, C, h, w).
+
+        Latents have the limits' shape, or any h and w with `other_sizes`.
+        """
         ...
 
     def prefill(

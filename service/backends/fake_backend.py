@@ -60,9 +60,9 @@ class FakeBackend:
     def encode(self, images: Tensor) -> Posterior:
         """Colours averaged over each latent cell, as 2 * colour - 1; logvar is constant."""
         self._count("encode")
-        channels, height, width = self.limits.latent_shape
-        cells = functional.adaptive_avg_pool2d(images, (height, width)) * 2 - 1
-        mean = images.new_zeros(len(images), channels, height, width)
+        cells = functional.avg_pool2d(images, self.limits.cell) * 2 - 1
+        batch, _, height, width = cells.shape
+        mean = images.new_zeros(batch, self.limits.latent_shape[0], height, width)
         mean[:, :_NUM_COLOURS] = cells
         return Posterior(mean, torch.full_like(mean, -4.0))
 
@@ -70,7 +70,8 @@ class FakeBackend:
         """The inverse of `encode` for pictures of one colour in each cell."""
         self._count("decode")
         colours = latents[:, :_NUM_COLOURS] / 2 + 0.5
-        return functional.interpolate(colours, size=self.limits.image_size, mode="nearest")
+        high, wide = self.limits.cell
+        return colours.repeat_interleave(high, dim=2).repeat_interleave(wide, dim=3)
 
     def prefill(
         self, prompts: Sequence[str], source_latents: Tensor | None, *, guide: bool = False

@@ -18,7 +18,8 @@ from service.engine.images import to_float, to_uint8
 from service.engine.isolation import isolate
 from service.engine.picture import Picture, prefill, step
 from service.engine.scheduler import MIN_ROWS, Scheduler
-from service.engine.slices import Piece, Pieces, SliceQueue
+from service.engine.shapes import check_images, check_latents, check_source
+from service.engine.slices import Piece, Pieces, SliceQueue, by_shape
 from service.engine.work import (
     DecodeWork,
     Denoised,
@@ -54,8 +55,8 @@ class Engine:
         self._shift = shift
         self._max_images = limits.max_images
         self._scheduler: Scheduler[Picture] = Scheduler(limits.max_rows)
-        self._to_encode = SliceQueue("encode")
-        self._to_decode = SliceQueue("decode")
+        self._to_encode = SliceQueue("encode", limits.image_size)
+        self._to_decode = SliceQueue("decode", limits.latent_shape[1:])
         self._gathered: tuple[list[Picture], Context] | None = None
         self._tick = Tick()  # collects what happens until the end of the next tick
 
@@ -96,18 +97,17 @@ class Engine:
         return done
 
     def _accept(self, work: Work) -> None:
-        pixels = (3, *self._limits.image_size)
         match work:
             case PictureWork(source=None):
                 self._add_picture(work, None, {})
             case PictureWork(source=Tensor() as source):
-                _check_shape("source image", source, pixels)
+                check_source(source, self._limits)
                 self._to_encode.put(work, source[None], {})
             case EncodeWork():
-                _check_shape("images", work.images, pixels)
+                check_images(work.images, self._limits)
                 self._to_encode.put(work, work.images, {})
             case DecodeWork():
-                _check_shape("latents", work.latents, self._limits.latent_shape)
+                check_latents(work.latents, self._limits)
                 self._to_decode.put(work, work.latents, {})
 
     def _add_picture(
@@ -161,19 +161,19 @@ class Engine:
     def _run_slice(
         self, queue: SliceQueue, call: Callable[[Sequence[Piece]], list[tuple[Tensor, ...]]]
     ) -> list[Pieces]:
-        """Run one slice of encoding or decoding; the jobs that it completes."""
-        taken = queue.take(self._max_images)
-        if not taken:
-            return []
-        outcomes, seconds = self._isolate(queue.stage, taken, call)
-        pieces, results = [], []
-        for piece, outcome in zip(taken, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                self._fail(piece.job_id, outcome)
-            else:
-                pieces.append(piece)
-                results.append(outcome)
-        return queue.store(pieces, results, seconds)
+        """Run one slice of encoding or decoding, one call per shape; the jobs that it completes."""
+        complete: list[Pieces] = []
+        for group in by_shape(queue.take(self._max_images)):
+            outcomes, seconds = self._isolate(queue.stage, group, call)
+            pieces, results = [], []
+            for piece, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    self._fail(piece.job_id, outcome)
+                else:
+                    pieces.append(piece)
+                    results.append(outcome)
+            complete += queue.store(pieces, results, seconds)
+        return complete
 
     def _admit(self) -> None:
         admitted = self._scheduler.admit()
@@ -204,14 +204,11 @@ class Engine:
             if isinstance(outcome, Exception):
                 self._fail(picture.id, outcome)
                 continue
-            picture.x = outcome
+            picture.state = outcome
             advanced.append(picture)
         done = self._scheduler.advance(advanced)
         for picture in advanced:
-            first = picture.first_step
-            self._tick.events.append(
-                Stepped(picture.id, picture.step - first, picture.num_steps - first)
-            )
+            self._tick.events.append(Stepped(picture.id, picture.step, picture.num_steps))
         for picture in done:
             self._finish_steps(picture)
 
@@ -258,18 +255,5 @@ class Engine:
             limit = min(self._scheduler.max_rows, num_rows // 2)
             self._scheduler.limit_rows(max(MIN_ROWS, limit))
         else:
-            self._max_images = max(1, min(self._max_images, len(items) // 2))
-
-
-def _check_shape(name: str, batch: Tensor, expected: tuple[int, ...]) -> None:
-    """Compare the last three axes; a batch holds at least one item.
-
-    Raises:
-        ValueError: another shape, or nothing in it.
-    """
-    if not len(batch):
-        raise ValueError(f"{name} must not be empty")
-    if batch.ndim < len(expected) or tuple(batch.shape[-len(expected) :]) != expected:
-        raise ValueError(
-            f"{name} must be (..., {', '.join(map(str, expected))}), got {tuple(batch.shape)}"
-        )
+            size = sum(item.size for item in items if isinstance(item, Piece))
+            self._max_images = max(1, min(self._max_images, int(size / 2)))

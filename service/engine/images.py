@@ -47,13 +47,14 @@ def encode_file(
 
 
 def picture_text(
-    *, prompt: str, seed: int, num_steps: int, guidance_scale: float, model: str
+    *, prompt: str, seed: int, num_steps: int, sampler: str, guidance_scale: float, model: str
 ) -> dict[str, str]:
     """Text chunks that tell how a picture was made."""
     return {
         "prompt": prompt,
         "seed": str(seed),
         "steps": str(num_steps),
+        "sampler": sampler,
         "guidance_scale": str(guidance_scale),
         "model": model,
     }

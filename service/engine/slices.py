@@ -12,11 +12,23 @@ from service.engine.work import Work
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One image or one map of latents of a job's batch."""
+    """One image or one map of latents of a job's batch.
+
+    size: its area as a multiple of that of the model's own size.
+    """
 
     job_id: str
     index: int
     tensor: Tensor
+    size: float
+
+
+def by_shape(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The pieces in groups of one shape, which can be stacked."""
+    groups: dict[tuple[int, ...], list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(tuple(piece.tensor.shape), []).append(piece)
+    return list(groups.values())
 
 
 @dataclass(eq=False)
@@ -40,10 +52,16 @@ class Pieces:
 
 
 class SliceQueue:
-    """Jobs that wait for one stage; their pieces are taken in turn and put together again."""
+    """Jobs that wait for one stage; their pieces are taken in turn and put together again.
 
-    def __init__(self, stage: str) -> None:
+    Args:
+        stage: its name in timings.
+        own: rows and columns of a piece at the model's own size.
+    """
+
+    def __init__(self, stage: str, own: tuple[int, int]) -> None:
         self.stage = stage
+        self._own_area = own[0] * own[1]
         self._waiting: FairQueue[str, Piece] = FairQueue()
         self._jobs: dict[str, Pieces] = {}
 
@@ -55,11 +73,16 @@ class SliceQueue:
     def put(self, work: Work, batch: Tensor, timings_s: dict[str, float]) -> None:
         """Queue a batch (B, ...); results are handed back as one job."""
         self._jobs[work.id] = Pieces(work, len(batch), timings_s)
-        self._waiting.put(work.id, [Piece(work.id, i, part) for i, part in enumerate(batch)])
+        size = batch.shape[-2] * batch.shape[-1] / self._own_area
+        pieces = [Piece(work.id, index, part, size) for index, part in enumerate(batch)]
+        self._waiting.put(work.id, pieces)
 
     def take(self, count: int) -> list[Piece]:
-        """At most `count` pieces, one job after another."""
-        return [piece for _, piece in self._waiting.take(count)]
+        """At most `count` pieces, one job after another, and no more than `count` pieces of the
+        model's own size would cover; a piece that is larger comes alone.
+        """
+        taken = self._waiting.take(count, count, lambda piece: piece.size)
+        return [piece for _, piece in taken]
 
     def drop(self, job_id: str) -> None:
         """Forget a job and its results."""

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.manifest import Task
+from models.manifest import Sampler, Task
+from service.boxes import Box
 from service.errors import ErrorBody
 
 Priority: TypeAlias = Literal["interactive", "batch"]
@@ -51,7 +52,9 @@ class GenerateParams(_Params):
     seed: int = Field(ge=0, le=MAX_SEED)
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
-    sampler: Literal["euler"] = "euler"
+    guidance_min_t: float = Field(default=0.0, ge=0, le=1)
+    guidance_max_t: float = Field(default=1.0, ge=0, le=1)
+    sampler: Sampler = "euler"
     output_format: ImageFormat = "png"
     output_compression: int = Field(default=100, ge=0, le=100)
 
@@ -61,6 +64,7 @@ class EditParams(GenerateParams):
 
     image_guidance_scale: float = Field(ge=0)
     strength: float = Field(default=1.0, gt=0, le=1)
+    box: Box | None = Field(default=None, description="of the picture that is kept; None: all")
 
 
 class EncodeParams(_Params):
@@ -75,6 +79,7 @@ class DecodeParams(_Params):
 
     output_format: Literal["png", "jpeg", "webp", "tensor"]
     output_compression: int = Field(default=100, ge=0, le=100)
+    boxes: tuple[Box, ...] = Field(default=(), description="kept of each picture; none: all")
 
 
 Params: TypeAlias = GenerateParams | EditParams | EncodeParams | DecodeParams
@@ -205,7 +210,7 @@ class Outcome:
     """How a job ended.
 
     `info` of a succeeded job: timings_s (queue, prefill, denoise, encode, decode, compress), seed,
-    steps, worker, num_deliveries. `error` is set exactly when the status is failed.
+    steps, sampler, worker, num_deliveries. `error` is set exactly when the status is failed.
     """
 
     status: Status

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
 from benchmarks.serving import own_server
+from export.dims import PublishedDims
+from tests.published_files import write_published_files
 from training.presets import PRESETS
 
 README = Path(__file__).parents[2] / "README.md"
@@ -74,6 +77,30 @@ def test_commands_make_the_files_they_name(tmp_path: Path) -> None:
         assert output is not None
         assert (tmp_path / output[1]).stat().st_size > 0
     assert pixels(tmp_path / "out.png") != pixels(tmp_path / "edited.png")
+
+
+def test_the_tokenizer_from_python(tmp_path: Path) -> None:
+    script = code_block("python", "RPiAE.from_pretrained")
+    (tmp_path / "bundles").symlink_to(README.parent / "bundles")
+    run([sys.executable, "-W", "error", "-c", script], tmp_path)
+    assert (tmp_path / "my-tokenizer" / "manifest.json").is_file()
+
+
+def test_published_files_are_imported_and_served_as_it_says(tmp_path: Path) -> None:
+    """The commands as they stand, on small files of the published layout."""
+    dims = README.parent / "tests" / "data" / "parity" / "config.json"
+    write_published_files(tmp_path / "path" / "to" / "RPiAE", PublishedDims.read(dims))
+    importing, serving = code_block("sh", "--bundle bundles/rpiae-imagenet").splitlines()
+    (tmp_path / "bundles").mkdir()
+    run(["bash", "-c", f"{importing} --dims {dims}"], tmp_path)
+    bundle = tmp_path / serving.split()[-1]
+    with own_server("--bundle", str(bundle)) as url:
+        answer = httpx.post(
+            f"{url}/v1/images/generations",
+            json={"prompt": "class 3", "steps": 4},
+            headers={"accept": "image/png"},
+        )
+    assert answer.status_code == 200, answer.text
 
 
 def test_the_named_training_run_exists() -> None:

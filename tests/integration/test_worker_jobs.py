@@ -89,7 +89,9 @@ async def test_a_picture_says_how_it_was_made(
     start: Callable[..., Worker], worker_queue: JobQueue, make_picture_job: MakeJob
 ) -> None:
     worker = start()
-    job = make_picture_job(prompt="ein grüner Kreis", seed=11, steps=3, guidance_scale=2.5)
+    job = make_picture_job(
+        prompt="ein grüner Kreis", seed=11, steps=3, guidance_scale=2.5, sampler="unipc"
+    )
     outcome = await outcome_of(worker_queue, job)
     assert outcome.status == Status.SUCCEEDED
     (data,) = outcome.outputs
@@ -99,11 +101,13 @@ async def test_a_picture_says_how_it_was_made(
             "prompt": "ein grüner Kreis",
             "seed": "11",
             "steps": "3",
+            "sampler": "unipc",
             "guidance_scale": "2.5",
             "model": job.model,
         }
     info = outcome.info
     assert (info["seed"], info["steps"], info["worker"]) == (11, 3, worker.name)
+    assert info["sampler"] == "unipc"
     assert set(info["timings_s"]) == {"queue", "prefill", "denoise", "decode", "compress"}
     assert all(seconds >= 0 for seconds in info["timings_s"].values())
 

@@ -17,14 +17,17 @@ ALLOWED = {
     "training": ("models",),
     "export": ("models",),
     "service": ("models",),
-    "service.jobs": ("models.manifest", "service.errors", "service.settings"),
+    "service.jobs": ("models.manifest", "service.boxes", "service.errors", "service.settings"),
     "service.api": (
+        "models.class_names",
         "models.manifest",
+        "service.boxes",
         "service.errors",
         "service.jobs",
         "service.log",
         "service.metrics",
         "service.settings",
+        "service.sizes",
     ),
     "service.backends": ("models", "service.errors"),
     "service.engine": ("models", "service.backends.base", "service.errors"),
@@ -33,14 +36,17 @@ ALLOWED = {
 # Modules of the left side never import the packages of the right side.
 FORBIDDEN = {
     "models": ("fastapi", "httpx", "pickle", "redis", "typer"),
+    "models.class_names": ("torch",),
     "models.manifest": ("torch",),
     "service": ("pickle",),
     "service.api": ("torch",),
+    "service.boxes": ("fastapi", "torch"),
     "service.errors": ("fastapi", "starlette", "torch"),
     "service.jobs": ("fastapi", "starlette", "torch"),
     "service.backends": ("fastapi", "redis"),
     "service.engine": ("fastapi", "redis"),
     "service.engine.scheduler": ("torch",),
+    "service.sizes": ("fastapi", "torch"),
 }
 
 

@@ -66,7 +66,8 @@ async def generate_images(request: Request, gateway: GatewayDep, owner: OwnerDep
 async def edit_image(request: Request, gateway: GatewayDep, owner: OwnerDep) -> Response:
     """Pictures from one picture and an instruction; everything else stays as it is.
 
-    The picture is brought to the model's size; the header `x-rpiae-fit` says how.
+    The picture is brought to the model's size and the answer cropped back to its aspect ratio; the
+    header `x-rpiae-fit` says how, `x-rpiae-box` where the picture lies in the answer.
     """
     form = await read_form(request, max_files=MAX_FILES)
     call = await plan_edit(request, gateway, owner, form)

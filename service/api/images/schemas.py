@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.uploads import Fit
+from models.manifest import Sampler
+from service.api.framing import Fit
 from service.jobs.job import ImageFormat, Priority
 
 # Integers above 2**53 do not survive JSON in every client; ten pictures use seed ... seed + 9.
@@ -19,7 +20,10 @@ class ImageFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: str = Field(description="What the picture shall show, or what shall change.")
+    prompt: str = Field(
+        description="What the picture shall show, or what shall change. To a model of classes, the "
+        "name or the index of one: `golden retriever`, `207`."
+    )
     model: str | None = Field(None, description="Name of the loaded model; absent: that one.")
     n: int = Field(1, ge=1, le=10, description="Number of pictures, with seeds seed, seed + 1, ...")
     size: str = Field("auto", description="WIDTHxHEIGHT in pixels, or `auto`.")
@@ -45,8 +49,24 @@ class ImageFields(BaseModel):
         allow_inf_nan=False,
         description="Weight of the prompt, 1 is off; absent: the model's default.",
     )
-    negative_prompt: str = Field("", description="What the picture shall not show.")
-    sampler: str | None = Field(None, description="Solver; absent: the model's own.")
+    negative_prompt: str = Field(
+        "", description="What the picture shall not show; not for a model with autoguidance."
+    )
+    guidance_min_t: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Guidance acts where t is at least this; t runs from 1, noise, to 0.",
+    )
+    guidance_max_t: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="And at most this."
+    )
+    sampler: Sampler | None = Field(
+        None,
+        description="Solver; absent: the model's own. `heun` runs the model twice for each step "
+        "but the last; `dpmpp-2m` and `unipc` need fewer steps than `euler`.",
+    )
     priority: Priority = "interactive"
     deadline_ms: int | None = Field(
         None, ge=1, description="Give up after so many milliseconds; absent: the service's limit."
@@ -85,7 +105,16 @@ class EditFields(ImageFields):
         allow_inf_nan=False,
         description="Below 1 the result starts from the source instead of noise.",
     )
-    fit: Fit = Field("pad", description="How a picture of another size comes to the model's size.")
+    size: str = Field(
+        "auto",
+        description="`auto` answers pictures of the source's aspect ratio: bars that `pad` painted "
+        "are cut off again. The model's size as WIDTHxHEIGHT answers the whole frame.",
+    )
+    fit: Fit = Field(
+        "pad",
+        description="How a picture of another size comes to the model's size: `pad` keeps all of "
+        "it and paints bars beside it, `center-crop` cuts, `stretch` distorts.",
+    )
     input_fidelity: str = Field("high", description="Accepted, without effect.")
 
 

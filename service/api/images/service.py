@@ -11,6 +11,8 @@ from fastapi import Request
 
 from models.manifest import Manifest, Task
 from service.api.body import Form, validate_fields
+from service.api.images.prompts import check_prompts, num_text_tokens, prompt_headers
+from service.api.images.sampling import sampling_params
 from service.api.images.schemas import (
     EditFields,
     GenerationFields,
@@ -20,15 +22,16 @@ from service.api.images.schemas import (
     InputTokens,
     Usage,
 )
-from service.api.job_group import JobGroup, make_jobs
+from service.api.job_group import JobGroup, make_jobs, require_task
 from service.api.latents.formats import write_safetensors
 from service.api.negotiation import IMAGE_TYPES, choose_media_type, not_acceptable
 from service.api.state import Gateway
-from service.api.uploads import decode_upload
-from service.api.vocabulary import split_words, words_header
+from service.api.uploads import Upload, decode_upload
+from service.boxes import Box, format_boxes
 from service.errors import InvalidRequest, NotFound
 from service.jobs.job import EditParams, GenerateParams, ImageFormat, Outcome
 from service.log import get_logger
+from service.sizes import written
 
 JSON_TYPE = "application/json"
 
@@ -68,7 +71,7 @@ def plan_generation(
         stream=fields.stream,
         size=_size(gateway.manifest),
         usage=_usage(fields, gateway.manifest, num_sources=0),
-        headers=_prompt_headers(fields, gateway),
+        headers=prompt_headers(fields, gateway),
     )
 
 
@@ -78,27 +81,38 @@ async def plan_edit(request: Request, gateway: Gateway, owner: str, form: Form) 
     Raises:
         InvalidRequest, NotFound: as for generations, or the uploaded file is no usable picture.
     """
+    # Before anything is read: to a model of classes an instruction is an unknown class.
+    require_task(gateway.manifest, "edit")
     source = _source_file(form)
     fields = validate_fields(dict(form.fields), EditFields, strict=False)
     _check(fields, gateway)
     output_format, raw = _answer_form(request, fields)
     manifest = gateway.manifest
+    upload = await decode_upload(
+        gateway, source, size=manifest.image_size, fit=fields.fit, param="image"
+    )
+    # A client that names the model's size wants all of the frame, the bars included.
+    box = upload.box if fields.size == "auto" else None
     image_guidance_scale = _or(fields.image_guidance_scale, manifest.default_image_guidance_scale)
     params = [
-        EditParams(**each, image_guidance_scale=image_guidance_scale, strength=fields.strength)
+        EditParams(
+            **each,
+            image_guidance_scale=image_guidance_scale,
+            strength=fields.strength,
+            box=box,
+        )
         for each in _params(fields, manifest, output_format)
     ]
     group = _group(request, gateway, owner, fields, "edit", params)
-    upload = await decode_upload(gateway, source, fit=fields.fit, param="image")
     return ImageCall(
         group=group,
         payload=write_safetensors({"images": upload.pixels[None]}),
         output_format=output_format,
         raw=raw,
         stream=fields.stream,
-        size=_size(manifest),
+        size=box.size if box else _size(manifest),
         usage=_usage(fields, manifest, num_sources=1),
-        headers={**_prompt_headers(fields, gateway), "x-rpiae-fit": upload.fitted},
+        headers={**prompt_headers(fields, gateway), **_fit_headers(upload, box)},
     )
 
 
@@ -121,28 +135,17 @@ def images_response(call: ImageCall, outcomes: Sequence[Outcome]) -> bytes:
 
 def _check(fields: ImageFields, gateway: Gateway) -> None:
     """What pydantic cannot know: the model's limits and what this service does not offer yet."""
-    manifest, settings = gateway.manifest, gateway.settings
+    manifest = gateway.manifest
     if fields.model not in (None, manifest.name):
         raise NotFound(
             f"there is no model {fields.model}: this service has {manifest.name}",
             param="model",
             code="model_not_found",
         )
-    if not fields.prompt.strip():
-        raise _out_of_range("prompt", "is empty: describe the picture")
-    for name in ("prompt", "negative_prompt"):
-        num_chars = len(getattr(fields, name))
-        if num_chars > settings.max_prompt_chars:
-            raise _out_of_range(
-                name, f"has {num_chars} characters, at most {settings.max_prompt_chars} are read"
-            )
+    check_prompts(fields, gateway)
     offered = (_size(manifest), "auto")
     if fields.size not in offered:
         raise _out_of_range("size", f"is {fields.size}: offered are {' and '.join(offered)}")
-    if fields.steps is not None and fields.steps > manifest.max_steps:
-        raise _out_of_range("steps", f"is {fields.steps}: the most is {manifest.max_steps}")
-    if fields.sampler not in (None, manifest.sampler):
-        raise _out_of_range("sampler", f"is {fields.sampler}: offered is {manifest.sampler}")
     if fields.response_format == "url":
         raise _out_of_range("response_format", "url is not offered: ask for b64_json")
     if fields.partial_images:
@@ -200,7 +203,12 @@ def _out_of_range(param: str, problem: str) -> InvalidRequest:
 def _params(
     fields: ImageFields, manifest: Manifest, output_format: ImageFormat
 ) -> list[dict[str, Any]]:
-    """What all pictures of a request have in common, and their seeds."""
+    """What all pictures of a request have in common, and their seeds.
+
+    Raises:
+        InvalidRequest: see `sampling_params`.
+    """
+    sampling = sampling_params(fields, manifest)
     # 32 bits are short enough to be noted down and far too many to repeat by chance.
     first_seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
     return [
@@ -208,8 +216,7 @@ def _params(
             "prompt": fields.prompt,
             "negative_prompt": fields.negative_prompt,
             "seed": first_seed + index,
-            "steps": fields.steps or manifest.default_steps,
-            "guidance_scale": _or(fields.guidance_scale, manifest.default_guidance_scale),
+            **sampling,
             "output_format": output_format,
             "output_compression": fields.output_compression,
         }
@@ -247,9 +254,19 @@ def _size(manifest: Manifest) -> str:
     return f"{width}x{height}"
 
 
+def _fit_headers(upload: Upload, box: Box | None) -> dict[str, str]:
+    """How the source came to the model's size, and where it lies in the answered pictures."""
+    if box is None or box.size == written(upload.frame):
+        return {"x-rpiae-fit": upload.fitted, "x-rpiae-box": format_boxes([upload.box])}
+    return {
+        "x-rpiae-fit": f"{upload.fitted} and cropped back to {box.size}",
+        "x-rpiae-box": format_boxes([Box(0, 0, box.width, box.height)]),
+    }
+
+
 def _usage(fields: ImageFields, manifest: Manifest, num_sources: int) -> Usage:
     _, height, width = manifest.latent_shape
-    text = min(len(split_words(fields.prompt)), manifest.max_prompt_tokens)
+    text = num_text_tokens(fields.prompt, manifest)
     source, output = num_sources * height * width, fields.n * height * width
     return Usage(
         input_tokens=text + source,
@@ -257,20 +274,3 @@ def _usage(fields: ImageFields, manifest: Manifest, num_sources: int) -> Usage:
         output_tokens=output,
         total_tokens=text + source + output,
     )
-
-
-def _prompt_headers(fields: ImageFields, gateway: Gateway) -> dict[str, str]:
-    """What the client should know about how its prompt was read."""
-    if gateway.vocabulary is None:
-        return {}
-    prompts = (fields.prompt, fields.negative_prompt)
-    notes = {
-        "x-rpiae-unknown-words": gateway.vocabulary.unknown_words(" ".join(prompts)),
-        # The model's last token is the mark of the prompt's end.
-        "x-rpiae-cut-words": [
-            word
-            for prompt in prompts
-            for word in split_words(prompt)[gateway.manifest.max_prompt_tokens - 1 :]
-        ],
-    }
-    return {name: words_header(words) for name, words in notes.items() if words}

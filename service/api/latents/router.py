@@ -10,10 +10,18 @@ from starlette.responses import Response
 
 from service.api.auth import OwnerDep
 from service.api.job_group import make_jobs, unless_disconnected
+from service.api.latents.answers import (
+    decode_media_type,
+    decode_params,
+    encode_media_type,
+    images_answer,
+    latents_answer,
+)
 from service.api.latents.formats import (
     JSON_TYPE,
     NPY_TYPES,
     SAFETENSORS_TYPES,
+    boxes_to_keep,
     write_safetensors,
 )
 from service.api.latents.schemas import (
@@ -25,12 +33,7 @@ from service.api.latents.schemas import (
     EncodeQuery,
 )
 from service.api.latents.service import (
-    decode_media_type,
-    decode_params,
     decode_pictures,
-    encode_media_type,
-    images_answer,
-    latents_answer,
     read_latents_body,
     read_pictures,
 )
@@ -38,6 +41,7 @@ from service.api.openapi import BINARY, answers, multipart_schema, request_body
 from service.api.request_context import serves
 from service.api.state import GatewayDep
 from service.jobs.job import EncodeParams
+from service.sizes import written
 
 router = APIRouter(prefix="/v1/latents", tags=["latents"])
 
@@ -67,14 +71,16 @@ async def encode_images(
 ) -> Response:
     """Latents of pictures, normalised, with mean and log variance of the posterior.
 
-    Answers safetensors (`latents`, `mean`, `logvar`), npy (`latents` only) or JSON, by `Accept`.
-    Pictures are brought to the model's size; the header `x-rpiae-fit` says how.
+    Answers safetensors (`latents`, `mean`, `logvar`, `boxes`), npy (`latents` only) or JSON, by
+    `Accept`. Pictures are brought to the model's size, or to `size`: the header `x-rpiae-fit` says
+    how, and `x-rpiae-box` where each then lies in its frame, as `left,top,width,height` in pixels
+    separated by `;`. Decode takes that as `box` to cut the bars off again.
     """
     wanted = encode_media_type(request)
-    images, fitted = await decode_pictures(
-        gateway, await read_pictures(request, gateway), query.fit
-    )
-    headers = {"x-rpiae-fit": fitted}
+    size = gateway.sizes.parse(query.size)
+    files = await read_pictures(request, gateway)
+    pictures = await decode_pictures(gateway, files, size, query)
+    headers = pictures.headers
     seed = 0
     if query.sample:
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
@@ -82,9 +88,10 @@ async def encode_images(
     params = EncodeParams(sample=query.sample, seed=seed)
     group = make_jobs(request, gateway, owner, task="encode", params=[params])
     async with group:
-        await group.put(write_safetensors({"images": images}))
+        await group.put(write_safetensors({"images": pictures.pixels}))
         (outcome,) = await unless_disconnected(request, group.outcomes())
-    answer = await to_thread.run_sync(latents_answer, outcome.outputs[0], wanted, gateway.manifest)
+    build = partial(latents_answer, outcome.outputs[0], wanted, gateway.manifest, pictures)
+    answer = await to_thread.run_sync(build)
     return Response(answer.content, media_type=answer.media_type, headers=headers)
 
 
@@ -104,15 +111,18 @@ async def decode_latents(
     """Pictures of latents, which are normalised as encode gives them.
 
     Answers a picture for one item and JSON with base64 for many; with `Accept`, also one array of
-    uint8 pixels (B, 3, H, W) as safetensors (`images`) or npy.
+    uint8 pixels (B, 3, H, W) as safetensors (`images`) or npy. Pictures are cut to `box`.
     """
-    latents = await read_latents_body(request, gateway)
-    wanted = decode_media_type(request, query, len(latents))
-    params = decode_params(wanted, query)
+    file = await read_latents_body(request, gateway)
+    wanted = decode_media_type(request, query, len(file.latents))
+    frame = gateway.sizes.frame_of(file.latents.shape[2:])
+    boxes = boxes_to_keep(query.box, file, frame)
+    params = decode_params(wanted, query, boxes)
     group = make_jobs(request, gateway, owner, task="decode", params=[params])
     async with group:
-        await group.put(write_safetensors({"latents": latents}))
+        await group.put(write_safetensors({"latents": file.latents}))
         (outcome,) = await unless_disconnected(request, group.outcomes())
-    build = partial(images_answer, outcome.outputs, wanted, query.output_format, gateway.manifest)
+    sizes = [box.size for box in boxes] or [written(frame)] * len(file.latents)
+    build = partial(images_answer, outcome.outputs, wanted, query.output_format, sizes)
     answer = await to_thread.run_sync(build)
     return Response(answer.content, media_type=answer.media_type)

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.uploads import Fit
+from service.api.framing import Fit
 from service.jobs.job import ImageFormat
 
 LARGEST_SEED = 2**53 - 1  # integers above do not survive JSON in every client
@@ -17,7 +17,22 @@ class EncodeQuery(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="Of the draw; absent: random, see x-rpiae-seed."
     )
-    fit: Fit = Field("pad", description="How pictures of another size come to the model's size.")
+    size: str = Field(
+        "auto",
+        description=(
+            "Frame to encode at: `auto` is the model's own size, WIDTHxHEIGHT another in whole "
+            "latent cells, `native` each picture's own size, padded to whole cells. Others than "
+            "`auto` need a model with `other_sizes` in its manifest."
+        ),
+    )
+    fit: Fit = Field(
+        "pad",
+        description=(
+            "How pictures of another size come to the frame: `pad` keeps all of the picture and "
+            "paints bars beside it, see x-rpiae-box; `center-crop` cuts; `stretch` distorts. "
+            "`native` takes `pad` only."
+        ),
+    )
 
 
 class EncodeFields(BaseModel):
@@ -35,6 +50,10 @@ class EncodedLatents(BaseModel):
 
     model: str
     shape: list[int]
+    size: str = Field(description="WIDTHxHEIGHT in pixels of the frame.")
+    boxes: list[list[int]] = Field(
+        description="Left, top, width, height of each picture in its frame, as in x-rpiae-box."
+    )
     latents: list[list[list[list[float]]]] = Field(
         description="The posterior's mean, or a draw from it with `sample=true`."
     )
@@ -51,6 +70,15 @@ class DecodeQuery(BaseModel):
         "png", description="Of pictures; `Accept: image/png` (jpeg, webp) takes precedence."
     )
     output_compression: int = Field(100, ge=0, le=100, description="Quality of jpeg and webp.")
+    box: str = Field(
+        "auto",
+        description=(
+            "What to keep of each decoded picture: `left,top,width,height` in pixels, one for each "
+            "latent, separated by `;`, as encode's x-rpiae-box gives them. `auto` takes the tensor "
+            "`boxes` of a safetensors body where it has one, `none` keeps the whole frame. In one "
+            "array of pixels all boxes must be of one size."
+        ),
+    )
 
 
 class DecodeFields(BaseModel):
@@ -67,6 +95,7 @@ class DecodedImage(BaseModel):
     """One decoded picture."""
 
     b64_json: str
+    size: str = Field(description="WIDTHxHEIGHT in pixels.")
 
 
 class DecodedImages(BaseModel):
@@ -75,4 +104,6 @@ class DecodedImages(BaseModel):
     created: int = Field(description="Unix time in seconds.")
     data: list[DecodedImage]
     output_format: ImageFormat
-    size: str = Field(description="WIDTHxHEIGHT in pixels.")
+    size: str | None = Field(
+        description="WIDTHxHEIGHT in pixels; null where the pictures differ, see each one's own."
+    )

@@ -1,7 +1,5 @@
-"""Pictures to latents and back: bodies are checked and become one job, its result the answer."""
+"""Bodies of the latent endpoints: pictures to encode and latents to decode, checked."""
 
-import time
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,54 +8,48 @@ import numpy as np
 from anyio import to_thread
 from fastapi import Request
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
-from models.manifest import Manifest
 from service.api.body import media_type, parse_json, read_body, read_form
 from service.api.latents.formats import (
     JSON_TYPE,
-    NPY_TYPES,
-    SAFETENSORS_TYPES,
-    TENSOR_TYPES,
+    Accepted,
+    LatentsFile,
     read_latents,
-    write_json,
-    write_npy,
 )
-from service.api.latents.schemas import DecodedImage, DecodedImages, DecodeQuery, EncodeFields
-from service.api.negotiation import IMAGE_TYPES, choose_media_type, not_acceptable
+from service.api.latents.schemas import (
+    EncodeFields,
+    EncodeQuery,
+)
 from service.api.state import Gateway
-from service.api.uploads import Fit, Upload, decode_base64, decode_upload
+from service.api.uploads import decode_base64, decode_upload, stack_uploads
+from service.boxes import (
+    Box,
+    format_boxes,
+)
 from service.errors import InvalidRequest
-from service.jobs.job import DecodeParams, ImageFormat
+from service.sizes import Size
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Body and media type of a finished request."""
+class Pictures:
+    """Pictures to encode: uint8 (B, 3, H, W), where each lies in its frame, what was done to them.
 
-    content: bytes
-    media_type: str
-
-
-def encode_media_type(request: Request) -> str:
-    """What encode answers with: safetensors unless the client asks for another.
-
-    Raises:
-        InvalidRequest: 406.
+    fitted: for the header `x-rpiae-fit`; one entry where all pictures share it.
     """
-    return _negotiate(request, TENSOR_TYPES)
 
+    pixels: NDArray[np.uint8]
+    boxes: list[Box]
+    fitted: str
 
-def decode_media_type(request: Request, query: DecodeQuery, num_latents: int) -> str:
-    """What decode answers with: a picture for one item and JSON for many, unless asked otherwise.
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height, width."""
+        return self.pixels.shape[2], self.pixels.shape[3]
 
-    Raises:
-        InvalidRequest: 406, also when a picture is asked for and there are many.
-    """
-    own_type = f"image/{query.output_format}"
-    pictures = [own_type, *(name for name in IMAGE_TYPES if name != own_type)]
-    tensors = (JSON_TYPE, *SAFETENSORS_TYPES, *NPY_TYPES)
-    return _negotiate(request, (*pictures, *tensors) if num_latents == 1 else tensors)
+    @property
+    def headers(self) -> dict[str, str]:
+        """What was done, for the answer."""
+        return {"x-rpiae-fit": self.fitted, "x-rpiae-box": format_boxes(self.boxes)}
 
 
 async def read_pictures(request: Request, gateway: Gateway) -> list[bytes]:
@@ -98,82 +90,51 @@ async def read_pictures(request: Request, gateway: Gateway) -> list[bytes]:
 
 
 async def decode_pictures(
-    gateway: Gateway, files: Sequence[bytes], fit: Fit
-) -> tuple[NDArray[np.uint8], str]:
-    """uint8 (B, 3, H, W) at the model's size, and the value of `x-rpiae-fit`.
+    gateway: Gateway, files: Sequence[bytes], size: Size, query: EncodeQuery
+) -> Pictures:
+    """The pictures of a request, each in the frame that `size` and `fit` ask for.
 
     Raises:
-        InvalidRequest: a file is no usable picture; the error names which one.
+        InvalidRequest: a file is no usable picture, and the error names which one; the pictures
+            take different frames, or more pixels than one request may have.
     """
-    uploads: list[Upload] = []
+    if size == "native" and query.fit != "pad":
+        raise InvalidRequest(
+            f"fit is {query.fit}: size=native pads to whole latent cells, leave fit out",
+            status=422,
+            param="fit",
+            code="invalid_value",
+        )
+    uploads = []
     for index, data in enumerate(files):
         param = "image" if len(files) == 1 else f"image.{index}"
-        uploads.append(await decode_upload(gateway, data, fit=fit, param=param))
-    fitted = [upload.fitted for upload in uploads]
-    same = len(set(fitted)) == 1
-    return np.stack([upload.pixels for upload in uploads]), fitted[0] if same else ", ".join(fitted)
+        upload = await decode_upload(gateway, data, size=size, fit=query.fit, param=param)
+        uploads.append(upload)
+        gateway.sizes.check_total(len(uploads), upload.frame, gateway.settings.max_pixels, "size")
+    fitted = list(dict.fromkeys(upload.fitted for upload in uploads))
+    return Pictures(
+        pixels=stack_uploads(uploads),
+        boxes=[upload.box for upload in uploads],
+        fitted=fitted[0] if len(fitted) == 1 else ", ".join(u.fitted for u in uploads),
+    )
 
 
-async def read_latents_body(request: Request, gateway: Gateway) -> NDArray[np.float32]:
-    """Latents (B, C, h, w) of a body in any of the formats that `formats` reads.
+async def read_latents_body(request: Request, gateway: Gateway) -> LatentsFile:
+    """Latents of a body in any of the formats that `formats` reads.
 
     Raises:
-        InvalidRequest: see `read_latents`.
+        InvalidRequest: see `read_latents`; 422 more pixels than one request may have.
     """
-    read = partial(
-        read_latents,
-        await read_body(request),
-        media_type(request),
+    accepted = Accepted(
         shape=gateway.manifest.latent_shape,
         max_latents=gateway.settings.max_latents,
+        max_grid=gateway.sizes.max_grid,
     )
-    return await to_thread.run_sync(read, limiter=gateway.decoding)
-
-
-def latents_answer(output: bytes, wanted: str, manifest: Manifest) -> Answer:
-    """The worker's safetensors (latents, mean, logvar) in the wanted format."""
-    if wanted in SAFETENSORS_TYPES:
-        return Answer(output, wanted)
-    arrays = load(output)
-    if wanted in NPY_TYPES:
-        return Answer(write_npy(arrays["latents"]), wanted)
-    shape = list(arrays["latents"].shape)
-    return Answer(write_json({"model": manifest.name, "shape": shape, **arrays}), JSON_TYPE)
-
-
-def decode_params(wanted: str, query: DecodeQuery) -> DecodeParams:
-    """What the worker shall make so that the answer can have the wanted media type."""
-    tensors = wanted in SAFETENSORS_TYPES or wanted in NPY_TYPES
-    return DecodeParams(
-        output_format="tensor" if tensors else IMAGE_TYPES.get(wanted, query.output_format),
-        output_compression=query.output_compression,
-    )
-
-
-def images_answer(
-    outputs: Sequence[bytes], wanted: str, output_format: ImageFormat, manifest: Manifest
-) -> Answer:
-    """The worker's picture files, or its safetensors of images, in the wanted format."""
-    if wanted in IMAGE_TYPES or wanted in SAFETENSORS_TYPES:
-        return Answer(outputs[0], wanted)
-    if wanted in NPY_TYPES:
-        return Answer(write_npy(load(outputs[0])["images"]), wanted)
-    height, width = manifest.image_size
-    answer = DecodedImages(
-        created=int(time.time()),
-        data=[DecodedImage(b64_json=b64encode(output).decode()) for output in outputs],
-        output_format=output_format,
-        size=f"{width}x{height}",
-    )
-    return Answer(answer.model_dump_json().encode(), JSON_TYPE)
-
-
-def _negotiate(request: Request, offered: Sequence[str]) -> str:
-    accept = request.headers.get("accept")
-    chosen = choose_media_type(accept, offered)
-    if chosen is None:
-        raise not_acceptable(accept, offered)
-    return chosen
+    read = partial(read_latents, await read_body(request), media_type(request), accepted)
+    file = await to_thread.run_sync(read, limiter=gateway.decoding)
+    frame = gateway.sizes.frame_of(file.latents.shape[2:])
+    gateway.sizes.check_total(len(file.latents), frame, gateway.settings.max_pixels, "latents")
+    return file
 
 
 def _decode_texts(texts: Sequence[str]) -> list[bytes]:

@@ -43,7 +43,8 @@ def test_one_picture_as_the_body(gateway: Gateway):
     assert answer.headers["content-type"] == SAFETENSORS
     assert answer.headers["x-rpiae-fit"] == "none"
     arrays = load(answer.content)
-    assert set(arrays) == {"latents", "mean", "logvar"}
+    assert answer.headers["x-rpiae-box"] == "0,0,32,32"
+    assert set(arrays) == {"latents", "mean", "logvar", "boxes"}
     np.testing.assert_array_equal(arrays["latents"], LATENTS[:1])
 
 

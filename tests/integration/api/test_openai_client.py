@@ -42,6 +42,8 @@ def test_generate(gateway: Gateway, worker: QueueWorker):
     assert item.model_extra == {"seed": 7}
     [job] = worker.jobs
     assert (job.params.steps, job.params.guidance_scale) == (20, 3.0)
+    assert job.params.sampler == "euler"
+    assert (job.params.guidance_min_t, job.params.guidance_max_t) == (0.0, 1.0)
 
 
 def test_several_pictures_have_seeds_in_a_row(gateway: Gateway, worker: QueueWorker):
@@ -91,7 +93,14 @@ def test_edit(gateway: Gateway, worker: QueueWorker):
         image=source,
         prompt="make it blue",
         n=2,
-        extra_body={"image_guidance_scale": 1.5, "strength": 0.5, "seed": 3},
+        extra_body={
+            "image_guidance_scale": 1.5,
+            "strength": 0.5,
+            "seed": 3,
+            "sampler": "unipc",
+            "guidance_min_t": 0.2,
+            "guidance_max_t": 0.8,
+        },
     )
     assert answer.data is not None
     assert len(answer.data) == 2
@@ -100,6 +109,7 @@ def test_edit(gateway: Gateway, worker: QueueWorker):
     assert answer.usage.input_tokens_details.image_tokens == 16 * 16
     params = worker.jobs[0].params
     assert (params.image_guidance_scale, params.strength, params.seed) == (1.5, 0.5, 3)
+    assert (params.sampler, params.guidance_min_t, params.guidance_max_t) == ("unipc", 0.2, 0.8)
 
 
 def test_edit_takes_the_picture_as_a_list_of_one(gateway: Gateway):

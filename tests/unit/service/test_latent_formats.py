@@ -10,6 +10,7 @@ from service.api.latents.formats import (
     JSON_TYPE,
     NPY_TYPE,
     SAFETENSORS_TYPE,
+    Accepted,
     read_latents,
     write_json,
     write_npy,
@@ -21,7 +22,7 @@ SHAPE = (4, 2, 2)
 
 
 def read(data: bytes, media_type: str) -> np.ndarray:
-    return read_latents(data, media_type, shape=SHAPE, max_latents=8)
+    return read_latents(data, media_type, Accepted(shape=SHAPE, max_latents=8)).latents
 
 
 def npy(array: np.ndarray, **options: object) -> bytes:
@@ -81,6 +82,40 @@ def test_wrong_shapes(shape):
         with pytest.raises(InvalidRequest, match="latents") as caught:
             read(data, media_type)
         assert (caught.value.status, caught.value.param) == (422, "latents")
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 4, 3, 5), (4, 6, 1)])
+def test_other_grids_up_to_a_limit(shape):
+    accepted = Accepted(shape=SHAPE, max_latents=8, max_grid=(6, 5))
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    for data, media_type in [
+        (save({"latents": array}), SAFETENSORS_TYPE),
+        (npy(array), NPY_TYPE),
+        (write_json({"latents": array}), JSON_TYPE),
+    ]:
+        found = read_latents(data, media_type, accepted).latents
+        np.testing.assert_array_equal(found, array.reshape(-1, *shape[-3:]))
+        with pytest.raises(InvalidRequest, match=r"this model takes \[B, 4, 2, 2\]"):
+            read(data, media_type)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 7, 5), (1, 4, 6, 6), (1, 3, 2, 2), (1, 4, 0, 2), (4, 2)])
+def test_grids_beyond_the_limit(shape):
+    accepted = Accepted(shape=SHAPE, max_latents=8, max_grid=(6, 5))
+    array = np.zeros(shape, np.float32)
+    for data, media_type in [(save({"latents": array}), SAFETENSORS_TYPE), (npy(array), NPY_TYPE)]:
+        with pytest.raises(InvalidRequest, match=r"\[B, 4, h, w\] with h 1 to 6 and w 1 to 5"):
+            read_latents(data, media_type, accepted)
+
+
+def test_boxes_beside_latents(latents):
+    boxes = np.array([[0, 1, 2, 3]] * 3)
+    accepted = Accepted(shape=SHAPE, max_latents=8)
+    for name in ("latents", "anything"):
+        file = read_latents(save({name: latents, "boxes": boxes}), SAFETENSORS_TYPE, accepted)
+        np.testing.assert_array_equal(file.latents, latents)
+        np.testing.assert_array_equal(file.boxes, boxes)
+    assert read_latents(save({"latents": latents}), SAFETENSORS_TYPE, accepted).boxes is None
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.complex64, np.bool_])

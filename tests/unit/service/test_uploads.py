@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.api.uploads import Upload, decode_base64, decode_image
+from service.api.uploads import (
+    Upload,
+    decode_base64,
+    decode_image,
+    decode_native_image,
+    stack_uploads,
+)
 from service.errors import InvalidRequest
+from service.sizes import Sizes
 
 SIZE = (32, 32)  # height, width
 
@@ -162,6 +169,63 @@ def test_every_fit_says_what_it_did():
     stretched = decode(encoded(wide), "stretch")
     assert stretched.fitted == "stretch 64x32 to 32x32 in 32x32"
     assert stretched.pixels[:, 0, 30].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (100, 31), (7, 5), (1, 5000), (32, 32)])
+def test_the_box_holds_the_picture_and_nothing_else(size):
+    upload = decode(encoded(Image.new("RGB", size, "black")))
+    left, top, width, height = upload.box
+    inside = upload.pixels[:, top : top + height, left : left + width]
+    assert inside.max() == 0
+    assert (upload.pixels == 255).sum() == upload.pixels.size - inside.size
+    assert max(width, height) == 32
+    # The source's aspect ratio, to half a pixel of the shorter side.
+    assert min(width, height) == max(1, round(32 * min(size) / max(size)))
+
+
+@pytest.mark.parametrize("fit", ["center-crop", "stretch"])
+def test_without_bars_the_box_is_the_frame(fit):
+    assert decode(encoded(Image.new("RGB", (64, 32))), fit).box == (0, 0, 32, 32)
+
+
+SIZES = Sizes(model="tiny", own=SIZE, grid=(4, 4), other_sizes=True, max_side=64)
+
+
+def native(image: Image.Image) -> Upload:
+    return decode_native_image(encoded(image), sizes=SIZES, max_pixels=10**6, param="image")
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "fitted"),
+    [
+        ((40, 24), (24, 40), "none"),
+        ((33, 17), (24, 40), "pad 33x17 to 33x17 in 40x24"),
+        ((1, 64), (64, 8), "pad 1x64 to 1x64 in 8x64"),
+        ((32, 32), (32, 32), "none"),
+    ],
+)
+def test_native_keeps_every_pixel(size, frame, fitted):
+    values = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    upload = native(Image.fromarray(values))
+    assert (upload.frame, upload.fitted) == (frame, fitted)
+    left, top, width, height = upload.box
+    inside = upload.pixels[:, top : top + height, left : left + width]
+    np.testing.assert_array_equal(inside, values.transpose(2, 0, 1))
+
+
+def test_native_has_a_limit():
+    with pytest.raises(
+        InvalidRequest, match=r"picture 65x3, which takes 72x8: at most 64"
+    ) as caught:
+        native(Image.new("RGB", (65, 3)))
+    assert (caught.value.status, caught.value.param) == (422, "size")
+
+
+def test_pictures_of_one_batch_share_a_frame():
+    uploads = [native(Image.new("RGB", size)) for size in ((33, 17), (40, 24))]
+    assert stack_uploads(uploads).shape == (2, 3, 24, 40)
+    with pytest.raises(InvalidRequest, match=r"frames of 40x24, 24x40: send pictures of one size"):
+        stack_uploads([*uploads, native(Image.new("RGB", (24, 40)))])
 
 
 def test_extreme_shapes_still_fit():

@@ -1,0 +1,127 @@
+"""What the latent endpoints answer with: the worker's outputs in the format a client asks for."""
+
+import time
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import Request
+from safetensors.numpy import load
+
+from models.manifest import Manifest
+from service.api.latents.formats import (
+    BOXES,
+    JSON_TYPE,
+    NPY_TYPES,
+    SAFETENSORS_TYPES,
+    TENSOR_TYPES,
+    write_json,
+    write_npy,
+    write_safetensors,
+)
+from service.api.latents.schemas import DecodedImage, DecodedImages, DecodeQuery
+from service.api.latents.service import Pictures
+from service.api.negotiation import IMAGE_TYPES, choose_media_type, not_acceptable
+from service.boxes import Box, array_of_boxes, same_size
+from service.errors import InvalidRequest
+from service.jobs.job import DecodeParams, ImageFormat
+from service.sizes import written
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Body and media type of a finished request."""
+
+    content: bytes
+    media_type: str
+
+
+def encode_media_type(request: Request) -> str:
+    """What encode answers with: safetensors unless the client asks for another.
+
+    Raises:
+        InvalidRequest: 406.
+    """
+    return _negotiate(request, TENSOR_TYPES)
+
+
+def decode_media_type(request: Request, query: DecodeQuery, num_latents: int) -> str:
+    """What decode answers with: a picture for one item and JSON for many, unless asked otherwise.
+
+    Raises:
+        InvalidRequest: 406, also when a picture is asked for and there are many.
+    """
+    own_type = f"image/{query.output_format}"
+    pictures = [own_type, *(name for name in IMAGE_TYPES if name != own_type)]
+    tensors = (JSON_TYPE, *SAFETENSORS_TYPES, *NPY_TYPES)
+    return _negotiate(request, (*pictures, *tensors) if num_latents == 1 else tensors)
+
+
+def latents_answer(output: bytes, wanted: str, manifest: Manifest, pictures: Pictures) -> Answer:
+    """The worker's safetensors (latents, mean, logvar) in the wanted format, with the boxes."""
+    arrays = load(output)
+    if wanted in NPY_TYPES:
+        return Answer(write_npy(arrays["latents"]), wanted)
+    arrays[BOXES] = array_of_boxes(pictures.boxes)
+    if wanted in SAFETENSORS_TYPES:
+        return Answer(write_safetensors(arrays), wanted)
+    fields = {
+        "model": manifest.name,
+        "shape": list(arrays["latents"].shape),
+        "size": written(pictures.frame),
+    }
+    return Answer(write_json({**fields, **arrays}), JSON_TYPE)
+
+
+def decode_params(wanted: str, query: DecodeQuery, boxes: Sequence[Box]) -> DecodeParams:
+    """What the worker shall make so that the answer can have the wanted media type.
+
+    Raises:
+        InvalidRequest: 422 when boxes of several sizes are to become one array.
+    """
+    tensors = wanted in SAFETENSORS_TYPES or wanted in NPY_TYPES
+    if tensors and not same_size(boxes):
+        sizes = ", ".join(dict.fromkeys(box.size for box in boxes))
+        raise InvalidRequest(
+            f"box cuts pictures of {sizes}, which do not fit one array: send box=none, or accept "
+            "pictures or JSON",
+            status=422,
+            param="box",
+            code="invalid_value",
+        )
+    return DecodeParams(
+        output_format="tensor" if tensors else IMAGE_TYPES.get(wanted, query.output_format),
+        output_compression=query.output_compression,
+        boxes=tuple(boxes),
+    )
+
+
+def images_answer(
+    outputs: Sequence[bytes], wanted: str, output_format: ImageFormat, sizes: Sequence[str]
+) -> Answer:
+    """The worker's picture files, or its safetensors of images, in the wanted format.
+
+    sizes: WIDTHxHEIGHT of each.
+    """
+    if wanted in IMAGE_TYPES or wanted in SAFETENSORS_TYPES:
+        return Answer(outputs[0], wanted)
+    if wanted in NPY_TYPES:
+        return Answer(write_npy(load(outputs[0])["images"]), wanted)
+    answer = DecodedImages(
+        created=int(time.time()),
+        data=[
+            DecodedImage(b64_json=b64encode(output).decode(), size=size)
+            for output, size in zip(outputs, sizes, strict=True)
+        ],
+        output_format=output_format,
+        size=sizes[0] if len(set(sizes)) == 1 else None,
+    )
+    return Answer(answer.model_dump_json().encode(), JSON_TYPE)
+
+
+def _negotiate(request: Request, offered: Sequence[str]) -> str:
+    accept = request.headers.get("accept")
+    chosen = choose_media_type(accept, offered)
+    if chosen is None:
+        raise not_acceptable(accept, offered)
+    return chosen
