@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 import torch
+from torch import nn
 
 from models.autoencoder import RPiAE
 from models.class_denoiser import ClassDenoiser, ClassDenoiserConfig
@@ -23,6 +24,7 @@ from models.manifest import (
     verify_files,
     write_manifest,
 )
+from models.packed_linear import pack_linears
 from models.text import PromptTokenizer
 from models.text_denoiser import TextDenoiser, TextDenoiserConfig
 from models.weights import load_weights, save_weights, without_weights
@@ -44,11 +46,23 @@ class Bundle:
     tokenizer: PromptTokenizer | ClassEncoder | None = None
     guide: ClassDenoiser | None = None
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those it has of autoencoder, denoiser and guide."""
+        modules = (self.autoencoder, self.denoiser, self.guide)
+        return [module for module in modules if module is not None]
+
     def to(self, device: str) -> Self:
         """Move the modules to a device."""
-        for module in (self.autoencoder, self.denoiser, self.guide):
-            if module is not None:
-                module.to(device)
+        for module in self.modules:
+            module.to(device)
+        return self
+
+    def pack(self) -> Self:
+        """Make the modules fast where they are on a CPU; there they only infer from then on."""
+        if self.autoencoder.device.type == "cpu":
+            for module in self.modules:
+                pack_linears(module)
         return self
 
 

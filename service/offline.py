@@ -68,7 +68,7 @@ class OfflineModel:
 
     def __init__(self, bundle: Path) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.bundle: Bundle = load_bundle(bundle, self._device)
+        self.bundle: Bundle = load_bundle(bundle, self._device).pack()
         self.sizes = Sizes.of(self.bundle.manifest, _MAX_SIDE)
         self._backend = TorchBackend(self.bundle, device=self._device)
 

@@ -11,6 +11,7 @@ from models.bridge import Posterior
 from models.bundle import Bundle, load_bundle
 from models.class_denoiser import ClassContext, ClassDenoiser, autoguided_velocity
 from models.context import Context
+from models.packed_linear import packed_bytes
 from models.text_denoiser import TextContext, TextDenoiser
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
@@ -55,7 +56,7 @@ class TorchBackend:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load_bundle(directory, device), device=device, max_rows=max_rows)
+        return cls(load_bundle(directory, device).pack(), device=device, max_rows=max_rows)
 
     def encode(self, images: Tensor) -> Posterior:
         (image_height, image_width), (_, height, width) = (
@@ -115,8 +116,7 @@ class TorchBackend:
     def memory_bytes(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
-        modules = (self._bundle.autoencoder, self._bundle.denoiser, self._bundle.guide)
-        return sum(p.nbytes for module in modules if module for p in module.parameters())
+        return sum(map(packed_bytes, self._bundle.modules))
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -1,17 +1,37 @@
 """What the benchmarks' README shows is what was measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from benchmarks import tokenizer
 from benchmarks.readme import README, fill
 from benchmarks.samplers import RESULTS, markdown
+from export.dims import PublishedDims
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
 
 
 def test_the_samplers_table_is_that_of_its_results() -> None:
     text = README.read_text(encoding="utf-8")
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert fill(text, "samplers", markdown(report)) == text
+
+
+def test_the_tokenizers_table_is_that_of_its_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    report = json.loads(tokenizer.RESULTS.read_text(encoding="utf-8"))
+    assert fill(text, "tokenizer", tokenizer.markdown(report)) == text
+
+
+def test_the_tokenizers_benchmark_runs_at_a_small_size() -> None:
+    """It compares the outputs of both sides before it measures them."""
+    report = tokenizer.run(PublishedDims.read(PARITY / "config.json"), rounds=2)
+    calls = {(row["call"], row["batch"]) for row in report["rows"]}
+    assert calls == {(c, b) for c in ("encode", "decode", "denoising step") for b in (1, 8)}
+    assert all(row["error"] < tokenizer.TOLERANCE for row in report["rows"])
+    assert "| encode, float32 | 1 |" in tokenizer.markdown(report)
 
 
 def test_a_section_is_replaced_between_its_markers() -> None:
