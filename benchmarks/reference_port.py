@@ -63,8 +63,7 @@ def encode(images: Tensor, weights: Weights, dims: PublishedDims) -> tuple[Tenso
     x = x + linear(functional.gelu(hidden), weights, f"{name}.proj2.3")
     mean, logvar = linear(x, weights, f"{name}.to_moments").chunk(2, dim=-1)
     side = dims.encoder.input_size // dims.encoder.patch_size
-    maps = (part.transpose(1, 2).unflatten(-1, (side, side)) for part in (mean, logvar))
-    mean, logvar = maps
+    mean, logvar = (part.transpose(1, 2).unflatten(-1, (side, side)) for part in (mean, logvar))
     return mean, logvar.clamp(-30, 20)
 
 
@@ -75,7 +74,7 @@ def encoder_tokens(images: Tensor, weights: Weights, dims: PublishedDims) -> Ten
     if images.shape[-2:] != size:
         images = functional.interpolate(images, size=size, mode="bicubic", align_corners=False)
     mean, std = (
-        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+        torch.tensor(values).view(1, 3, 1, 1).to(images)
         for values in (config.image_mean, config.image_std)
     )
     name = "encoder.encoder.embeddings"
@@ -146,7 +145,7 @@ def _paint(tokens: Tensor, weights: Weights, dims: PublishedDims) -> Tensor:
     x = x.unflatten(1, (side, side)).unflatten(-1, (patch, patch, 3))
     images = x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
     mean, std = (
-        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+        torch.tensor(values).view(1, 3, 1, 1).to(images)
         for values in (dims.encoder.image_mean, dims.encoder.image_std)
     )
     return images * std + mean
@@ -174,7 +173,8 @@ def velocity(
     x = x.flatten(2).transpose(1, 2) + weights["pos_embed"]
     angles = 2 * math.pi * t[:, None] * weights["t_embedder.W"][None]
     time = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    time = linear(functional.silu(linear(time, weights, "t_embedder.mlp.0")), weights, _TIME_OUT)
+    time = functional.silu(linear(time, weights, "t_embedder.mlp.0"))
+    time = linear(time, weights, "t_embedder.mlp.2")
     condition = time + weights["y_embedder.embedding_table.weight"][labels]
     for index in range(dims.dit.depth):
         x = _denoiser_block(x, condition, weights, f"blocks.{index}", dims.dit.num_heads)
@@ -183,9 +183,6 @@ def velocity(
     x = rms_norm(x, weights["final_layer.norm_final.weight"])
     x = linear(_modulate(x, shift, scale), weights, "final_layer.linear")
     return x.transpose(1, 2).unflatten(-1, (side, side))
-
-
-_TIME_OUT = "t_embedder.mlp.2"
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -24,55 +24,43 @@ from models.positions import Grid
 _EPS = 1e-6
 
 
+def _sizes(config: PretrainedEncoderConfig) -> dict[str, Any]:
+    """What the configs of all families call by the same names."""
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "image_size": config.position_grid * config.patch_size,
+        "patch_size": config.patch_size,
+    }
+
+
 def _dinov2(config: PretrainedEncoderConfig) -> nn.Module:
     ratio, rest = divmod(config.hidden_width, config.width)
     if rest:
         raise ValueError(
             f"hidden_width {config.hidden_width} is not a multiple of width {config.width}"
         )
-    model = Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            mlp_ratio=ratio,
-            image_size=config.position_grid * config.patch_size,
-            patch_size=config.patch_size,
-            num_register_tokens=config.num_registers,
-        )
+    family = Dinov2WithRegistersConfig(
+        **_sizes(config), mlp_ratio=ratio, num_register_tokens=config.num_registers
     )
+    model = Dinov2WithRegistersModel(family)
     model.layernorm = _norm_without_affine(config)
     return model
 
 
 def _siglip2(config: PretrainedEncoderConfig) -> nn.Module:
-    model = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=config.width,
-            intermediate_size=config.hidden_width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            image_size=config.position_grid * config.patch_size,
-            patch_size=config.patch_size,
-            vision_use_head=False,
-        )
+    family = SiglipVisionConfig(
+        **_sizes(config), intermediate_size=config.hidden_width, vision_use_head=False
     )
+    model = SiglipVisionModel(family)
     model.post_layernorm = _norm_without_affine(config)
     return model
 
 
 def _mae(config: PretrainedEncoderConfig) -> nn.Module:
-    model = ViTMAEModel(
-        ViTMAEConfig(
-            hidden_size=config.width,
-            intermediate_size=config.hidden_width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            image_size=config.position_grid * config.patch_size,
-            patch_size=config.patch_size,
-            mask_ratio=0.0,
-        )
-    )
+    family = ViTMAEConfig(**_sizes(config), intermediate_size=config.hidden_width, mask_ratio=0.0)
+    model = ViTMAEModel(family)
     model.layernorm = _norm_without_affine(config)
     return model
 

@@ -1,4 +1,8 @@
-"""The published checkpoints from import to HTTP: small ones always, full-size ones on request."""
+"""The published checkpoints from import to HTTP: small ones always, full-size ones on request.
+
+Random weights of the published layout, at a small and at the full size, and the authors' own where
+they are at hand.
+"""
 
 import io
 import os
@@ -27,6 +31,7 @@ from tests.published_files import write_published_files
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 FULL_SIZE = "RPIAE_FULL_SIZE"
+WEIGHTS = "RPIAE_WEIGHTS"
 MAX_BYTES = 8 * 2**30
 IMPORT_SHARE = 1.5
 TIMEOUT_S = 600
@@ -59,29 +64,36 @@ def import_by_command(files: Path, bundle: Path, *options: str) -> int:
     return peak
 
 
+_LONG = (pytest.mark.slow, pytest.mark.timeout(1800))
+
+
 @pytest.fixture(
     scope="module",
     params=[
         "small",
-        pytest.param("full-size", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param("full-size", marks=_LONG),
+        pytest.param("weights", marks=(*_LONG, pytest.mark.weights)),
     ],
 )
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    full = request.param == "full-size"
-    if full and not os.environ.get(FULL_SIZE):
-        pytest.skip(f"needs 16 GB of disk and some minutes: set {FULL_SIZE}=1")
     folder = tmp_path_factory.mktemp(request.param)
-    options: list[str] = []
-    dims = PublishedDims()
-    if not full:
-        dims = PublishedDims.read(PARITY / "config.json")
+    files, options = folder / "files", []
+    if request.param == "small":
+        write_published_files(files, PublishedDims.read(PARITY / "config.json"))
         options = ["--dims", str(PARITY / "config.json")]
-    write_published_files(folder / "files", dims)
-    sizes = [path.stat().st_size for path in (folder / "files").rglob("*.pt")]
+    elif request.param == "full-size":
+        if not os.environ.get(FULL_SIZE):
+            pytest.skip(f"needs 16 GB of disk and some minutes: set {FULL_SIZE}=1")
+        write_published_files(files, PublishedDims())
+    else:
+        if not os.environ.get(WEIGHTS):
+            pytest.skip(f"needs the authors' files: {WEIGHTS} names their folder")
+        files = Path(os.environ[WEIGHTS])
+    sizes = [path.stat().st_size for path in files.rglob("*.pt")]
     bundle = folder / "published"
-    peak = import_by_command(folder / "files", bundle, *options)
+    peak = import_by_command(files, bundle, *options)
     with (
         own_server("--bundle", str(bundle)) as url,
         httpx.Client(base_url=url, timeout=TIMEOUT_S) as client,
