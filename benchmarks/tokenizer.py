@@ -192,10 +192,15 @@ def markdown(report: dict[str, Any]) -> str:
     for fields in report["rows"]:
         row = Row(**fields)
         low, high = row.spread
-        lines.append(
-            f"| {row.call}, {row.variant} | {row.batch} | {row.ours_s:.3g} s "
-            f"| {row.port_s:.3g} s | **{row.ratio:.2f}** ({low:.2f} to {high:.2f}) | {row.error:.0e} |"
+        cells = (
+            f"{row.call}, {row.variant}",
+            f"{row.batch}",
+            f"{row.ours_s:.3g} s",
+            f"{row.port_s:.3g} s",
+            f"**{row.ratio:.2f}** ({low:.2f} to {high:.2f})",
+            f"{row.error:.0e}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     machine = report["hardware"]
     place = machine.get("gpu", f"{machine['processor']}, {machine['cores']} cores")
     note = (
