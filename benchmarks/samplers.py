@@ -29,7 +29,7 @@ from training.following import PromptCase, categories, held_out_prompts, verdict
 from training.judge import Judge
 from training.metrics import psnr
 from training.painting import to_pictures
-from training.provenance import git_revision, hardware, versions
+from training.provenance import git_revision, hardware, short_revision, versions
 from training.worlds import world_of
 
 STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
@@ -182,7 +182,7 @@ def markdown(report: dict[str, Any]) -> str:
     circumstances = (
         f"{report['num_prompts']} held-out prompts, bundle `{report['bundle']}`, guidance scale "
         f"{report['guidance_scale']:g}; {machine['processor']}, {machine['cores']} cores, torch "
-        f"{report['versions']['torch']}, revision `{report['revision'][:12]}`."
+        f"{report['versions']['torch']}, revision `{short_revision(report['revision'])}`."
     )
     paragraphs = [
         textwrap.fill(part, 100, break_on_hyphens=False) for part in (cell, circumstances)

@@ -30,7 +30,7 @@ from models.packed_linear import pack_linears
 from models.published import NameMap, class_denoiser_map, tokenizer_map
 from models.weights import without_weights
 from tests.published_files import published_tensors
-from training.provenance import git_revision, hardware, versions
+from training.provenance import git_revision, hardware, short_revision, versions
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer.json"
 BATCHES = (1, 8)
@@ -206,7 +206,7 @@ def markdown(report: dict[str, Any]) -> str:
     note = (
         f"Seconds are medians of {report['rounds']} runs in turns; {place}, "
         f"{machine['threads']} threads, torch {report['versions']['torch']}, revision "
-        f"`{report['revision'][:12]}`."
+        f"`{short_revision(report['revision'])}`."
     )
     return "\n".join(lines) + "\n\n" + note
 

@@ -11,13 +11,19 @@ _SOURCE = Path(__file__).parent
 
 
 def git_revision() -> str:
-    """Commit of the source, with "-modified" if tracked files differ; "unknown" without git."""
+    """Commit of the source, with "-modified" if tracked code differs; "unknown" without git."""
     try:
         commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}-modified" if changed else commit
+
+
+def short_revision(revision: str) -> str:
+    """A revision as tables show it: twelve digits, and whether the code was modified."""
+    commit, dash, modified = revision.partition("-")
+    return commit[:12] + dash + modified
 
 
 def _git(*arguments: str) -> str:
