@@ -23,7 +23,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        weight: Tensor = self.weight
+        if weight.dtype != x.dtype:  # under autocast; the fused kernel wants one dtype
+            weight = weight.to(x.dtype)
+        return functional.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class SwiGLU(nn.Module):

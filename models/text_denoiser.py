@@ -217,7 +217,10 @@ class TextDenoiser(nn.Module):
             source = self.embed_source(patchify(source_latents, config.patch_size))
             images = source + self.position
         # Columns that are padding in every row cost nothing; the context is padded again below.
-        length = max(1, int((prompt_tokens != PAD_ID).sum(1).max()))
+        # The meta device has no values, so there every column counts.
+        length = num_tokens
+        if not prompt_tokens.is_meta:
+            length = max(1, int((prompt_tokens != PAD_ID).sum(1).max()))
         text_mask = prompt_tokens[:, :length] != PAD_ID
         keys, values = self._prefill_layers(prompt_tokens[:, :length], text_mask, images)
         padding = config.max_prompt_tokens - length

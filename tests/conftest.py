@@ -128,6 +128,14 @@ def seed() -> int:
     return value
 
 
+@pytest.fixture(autouse=True)
+def num_threads() -> Iterator[int]:
+    """PyTorch's threads, put back after a test that set them: sums round otherwise with others."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete bundle `tiny` of random weights, 32 x 32 pixels: read it, do not write into it."""

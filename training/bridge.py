@@ -1,8 +1,12 @@
 """Stage 2: the variational bridge alone, between frozen encoder and frozen pixel decoder.
 
 Losses: MSE between bridged tokens (from noised tokens) and clean tokens, KL of the posterior, L1 of
-the picture. Run: rpiae train stickers-bridge. Source: RPiAE (arXiv 2603.19206), stage 2.
+the picture; a draw of the posterior is decoded, or its mean as for the published weights.
+Run: rpiae train stickers-bridge. Source: RPiAE (arXiv 2603.19206), stage 2.
 """
+
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,32 +14,42 @@ from torch.nn import functional
 
 from models.autoencoder import RPiAE
 from models.weights import load_weights
-from training.batches import (
-    WORLDS,
-    image_batch,
-    random_generator,
-    tokenizer_world,
-    torch_generator,
-)
+from training.batches import torch_generator
 from training.checkpoint import resume, save_checkpoint
 from training.config import AutoencoderConfig
+from training.ema import Averages, weights_file
+from training.image_source import image_source
 from training.initialise import initialise_bridge
 from training.log import RunLog
 from training.losses import kl_mean, noise_tokens
 from training.optim import make_optimizer, update
+from training.processes import Processes
 from training.run import Run
 
 INIT_IMAGES = 1024
 
 
 def bridge_loss(
-    config: AutoencoderConfig, model: RPiAE, images: Tensor, generator: torch.Generator
+    config: AutoencoderConfig,
+    model: RPiAE,
+    images: Tensor,
+    generator: torch.Generator,
+    processes: Processes,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum and terms; the bridge sees noised tokens and is asked for the clean ones."""
+    """Weighted sum and terms; the bridge sees noised tokens and is asked for the clean ones.
+
+    images: this process's of the batch; the sum is its share, the terms are those of all.
+    """
+    rows, num_rows = processes.parts()[0], config.batch_size
     with torch.no_grad():
         tokens = model.encoder(images)
-    posterior = model.bridge_encoder(noise_tokens(tokens, config.noise_tau, generator))
-    bridged = model.bridge_decoder(posterior.sample(generator))
+    noised = noise_tokens(tokens, config.noise_tau, generator, rows, num_rows)
+    posterior = model.bridge_encoder(noised)
+    latents = posterior.mean
+    if config.posterior == "sampled":
+        noise = torch.randn(num_rows, *latents.shape[1:], generator=generator)[rows]
+        latents = latents + (0.5 * posterior.logvar).exp() * noise.to(latents)
+    bridged = model.bridge_decoder(latents)
     terms = {
         "tokens": functional.mse_loss(bridged, tokens),
         "kl": kl_mean(posterior.mean, posterior.logvar),
@@ -46,34 +60,47 @@ def bridge_loss(
         + config.kl_weight * terms["kl"]
         + config.l1_weight * terms["l1"]
     )
-    return loss, {key: term.item() for key, term in terms.items()}
+    share = len(images) / num_rows
+    names = {"loss": loss, **terms}
+    means = {key: processes.sum(share * term.detach()).item() for key, term in names.items()}
+    return share * loss, means
 
 
 def main(config: AutoencoderConfig, run: Run) -> None:
     """Train or resume; the result is `autoencoder`, whole."""
-    world = tokenizer_world(WORLDS[config.world])
+    processes = Processes(config.compute)
+    source = image_source(config, run.directory, processes.rows(config.batch_size))
     torch.manual_seed(config.seed)
     model = RPiAE(config.model)
-    load_weights(model.encoder, run.before() / "encoder.safetensors")
-    load_weights(model.decoder, run.before() / "decoder.safetensors")
+    for name in ("encoder", "decoder"):
+        file = run.before() / weights_file(name, config.averaged)
+        load_weights(getattr(model, name), file)
     model.encoder.requires_grad_(False)
     model.decoder.requires_grad_(False)
-    images = image_batch(world, INIT_IMAGES, random_generator(config.seed, "init", 2))
-    with torch.no_grad():
-        tokens = model.encoder(images).flatten(0, 1)
-    initialise_bridge(model.bridge_encoder, model.bridge_decoder, tokens)
+    if config.linear_start:
+        images = source.initial(INIT_IMAGES, 2)
+        with torch.no_grad():
+            tokens = model.encoder(images).flatten(0, 1)
+        initialise_bridge(model.bridge_encoder, model.bridge_decoder, tokens)
+    model.to(processes.device)
     bridge = [*model.bridge_encoder.parameters(), *model.bridge_decoder.parameters()]
     optimizer = make_optimizer(bridge, config.optim)
-    modules = {"autoencoder": model}
+    averages = Averages({"autoencoder": model}, config.ema_decay)
+    modules = {"autoencoder": model} | averages.modules
     first, _ = resume(run.directory, modules, optimizer, config)
-    with RunLog(run.directory, config.name, config.steps) as log:
+    new_log = partial(RunLog, run.directory, config.name, config.steps, first_step=first)
+    with new_log() if processes.is_first else nullcontext() as log:
         for step in range(first, config.steps):
-            rng = random_generator(config.seed, "bridge", step)
-            images = image_batch(world, config.batch_size, rng)
+            images = source.batch(step).to(processes.device)
             generator = torch_generator(config.seed, "bridge-noise", step)
-            loss, terms = bridge_loss(config, model, images, generator)
+            with processes.autocast():
+                loss, terms = bridge_loss(config, model, images, generator, processes)
             loss.backward()
-            update(optimizer, step, config.steps, config.optim)
-            log.step(step, config.batch_size, loss=loss.item(), **terms)
+            processes.sum_gradients(bridge)
+            update(optimizer, step, config.steps, config.optim, terms, config.seed)
+            averages.update(step)
+            if log is None:
+                continue
+            log.step(step, config.batch_size, **terms)
             if run.is_due(step + 1):
                 save_checkpoint(run.directory, step + 1, modules, optimizer, config)

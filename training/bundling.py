@@ -21,6 +21,7 @@ from models.transport import default_shift
 from models.weights import load_weights
 from training.batches import WORLDS
 from training.checkpoint import CheckpointError, latest_checkpoint, read_state
+from training.ema import weights_file
 from training.pretrain import prompt_tokenizer
 from training.provenance import git_revision, hardware, versions
 from training.stickers import drawable
@@ -72,9 +73,10 @@ def _restore(cls: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _autoencoder(checkpoint: Path) -> RPiAE:
-    """The checkpoint's autoencoder with its weights."""
+    """The checkpoint's autoencoder with its weights, averaged where the run averaged them."""
     model = RPiAE(RPiAEConfig.from_fields(read_state(checkpoint)["config"]["model"]))
-    load_weights(model, checkpoint / "autoencoder.safetensors")
+    averaged = (checkpoint / weights_file("autoencoder", averaged=True)).exists()
+    load_weights(model, checkpoint / weights_file("autoencoder", averaged))
     return model
 
 

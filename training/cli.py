@@ -4,6 +4,8 @@ torch takes seconds to import and a help text should not wait for it, so what ne
 imported inside the commands.
 """
 
+import errno
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from training.config import RunConfig
 
 _USAGE_ERROR = 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _fail(message: str) -> NoReturn:
@@ -36,6 +39,10 @@ def train_command(
         int | None, typer.Option(min=1, help="CPU threads; default: the preset's num_threads.")
     ] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="Lists the presets.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Shows parameters, FLOPs and memory; trains nothing."),
+    ] = False,
 ) -> None:
     """Train a stage or resume it: the same command goes on where it was stopped.
 
@@ -43,8 +50,11 @@ def train_command(
     """
     from models.manifest import BundleError
     from training.checkpoint import CheckpointError
+    from training.datasets import DataError
+    from training.optim import NotFiniteError
     from training.overrides import OverrideError
     from training.plans import find_plan
+    from training.processes import ComputeError, leave
 
     if list_presets:
         Console().print(_preset_table())
@@ -53,36 +63,71 @@ def train_command(
         _fail("which preset? `rpiae train --list` shows them")
     try:
         for step in find_plan(preset, overrides or []):
-            _run_step(step, root, threads)
+            if dry_run:
+                _show_costs(step)
+            else:
+                _run_step(step, root, threads)
+        leave()
     except ModuleNotFoundError as error:
         if error.name != "tensorboard":
             raise
         _fail("tensorboard is missing; training needs the extra: pip install 'rpiae[train]'")
-    except (CheckpointError, BundleError, OverrideError) as error:
+    except (
+        CheckpointError,
+        BundleError,
+        ComputeError,
+        DataError,
+        NotFiniteError,
+        OverrideError,
+    ) as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _fail(f"{error}; make room, and the same command goes on from the last checkpoint")
 
 
 def _run_step(step: "RunConfig | BundleConfig", root: Path, threads: int | None) -> None:
     import torch
 
     from training.bundling import BundleConfig, make_bundle
-    from training.plans import stage_main
+    from training.image_source import skip_summary
+    from training.plans import check_spread, stage_main
+    from training.processes import is_first_process, wait_for_all
     from training.run import Run
 
-    console = Console()
+    console = Console(quiet=not is_first_process())
     if isinstance(step, BundleConfig):
-        manifest = make_bundle(step, root)
-        size = sum(file.bytes for file in manifest.files) / 2**20
-        console.print(f"{step.directory}: bundle {manifest.name}, {size:.1f} MiB")
+        if is_first_process():
+            manifest = make_bundle(step, root)
+            size = sum(file.bytes for file in manifest.files) / 2**20
+            console.print(f"{step.directory}: bundle {manifest.name}, {size:.1f} MiB")
         return
     run = Run(root, step)
     if run.finished:
         console.print(f"{step.name} is finished: {step.steps} steps in {run.directory}")
         return
+    check_spread(step)
     console.print(_config_table(step))
     torch.set_num_threads(threads or step.num_threads)
-    stage_main(step)(step, run)
+    with run.alone() if is_first_process() else nullcontext():
+        stage_main(step)(step, run)
+    wait_for_all()  # the next stage reads what the first process has just written
     console.print(f"{step.name}: {step.steps} steps done, results in {run.directory}")
+    if skipped := skip_summary(run.directory):
+        console.print(skipped)
+
+
+def _show_costs(step: "RunConfig | BundleConfig") -> None:
+    from training.bundling import BundleConfig
+    from training.dry_run import dry_run_tables
+
+    console = Console()
+    if isinstance(step, BundleConfig):
+        console.print(f"{step.name}: trains nothing")
+        return
+    for table in dry_run_tables(step):
+        console.print(table)
 
 
 def _preset_table() -> Table:

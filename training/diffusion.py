@@ -4,7 +4,9 @@ Trains the TextDenoiser, text expert included; the tokenizer is frozen. Loss: sq
 velocity, heavier where items are. Run: rpiae train stickers-diffusion
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from training.latents import LatentPool, read_pool, write_shards
 from training.log import RunLog
 from training.optim import make_optimizer, update
 from training.pretrain import prompt_tokenizer
+from training.processes import Processes
 from training.run import Run
 
 
@@ -40,6 +43,30 @@ class Rows:
         """Some rows of a pool, with or without their sources."""
         source = pool.source[index] if with_source and pool.source is not None else None
         return Rows(pool.latents[index], pool.prompts[index], pool.coverage[index], source)
+
+
+@dataclass(frozen=True)
+class NoisedRows:
+    """Rows with corrupted prompts, times t (R,) and noise like the latents."""
+
+    latents: Tensor
+    prompts: Tensor
+    coverage: Tensor
+    source: Tensor | None
+    t: Tensor
+    noise: Tensor
+
+    def part(self, rows: slice, device: torch.device) -> "NoisedRows":
+        """Some of the rows, on a device."""
+        source = None if self.source is None else self.source[rows].to(device)
+        return NoisedRows(
+            self.latents[rows].to(device),
+            self.prompts[rows].to(device),
+            self.coverage[rows].to(device),
+            source,
+            self.t[rows].to(device),
+            self.noise[rows].to(device),
+        )
 
 
 def null_prompts(prompts: Tensor) -> Tensor:
@@ -79,20 +106,22 @@ def draw_rows(
     return [part for part in rows if len(part.latents)]
 
 
-def velocity_loss(
-    config: DiffusionConfig,
-    denoiser: TextDenoiser,
-    rows: Rows,
-    shift: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Mean over rows of the weighted squared velocity error: (R,)."""
+def noise_rows(
+    config: DiffusionConfig, rows: Rows, shift: float, generator: torch.Generator
+) -> NoisedRows:
+    """The rows with what the step draws for them, on the CPU."""
     prompts = corrupt_prompts(rows.prompts, config.text_dropout, config.unknown_share, generator)
     t = sample_timesteps(len(prompts), shift, generator)
     noise = torch.randn(rows.latents.shape, generator=generator)
-    context = denoiser.prefill(prompts, rows.source)
-    x = interpolate(rows.latents, noise, t)
-    error = denoiser.velocity(x, t, context) - target_velocity(rows.latents, noise)
+    return NoisedRows(rows.latents, prompts, rows.coverage, rows.source, t, noise)
+
+
+def velocity_loss(config: DiffusionConfig, denoiser: TextDenoiser, rows: NoisedRows) -> Tensor:
+    """Mean of the weighted squared velocity error of each row: (R,)."""
+    context = denoiser.prefill(rows.prompts, rows.source)
+    x = interpolate(rows.latents, rows.noise, rows.t)
+    velocity = denoiser.velocity(x, rows.t, context)
+    error = velocity - target_velocity(rows.latents, rows.noise)
     # An item counts for the whole denoiser token it touches, not for its exact cells.
     patch = config.denoiser.patch_size
     touched = functional.max_pool2d(rows.coverage[:, None], patch) > 0
@@ -107,16 +136,30 @@ def train_step(
     batch: list[Rows],
     shift: float,
     generator: torch.Generator,
+    processes: Processes,
 ) -> dict[str, float]:
-    """Accumulate one batch's gradients; mean losses of rows without and with a source."""
+    """Accumulate one batch's gradients; mean losses of rows without and with a source.
+
+    Each process computes its rows of the batch; gradients and losses are those of all.
+    """
     num_rows = sum(len(rows.latents) for rows in batch)
-    terms, total = {}, 0.0
-    for rows in batch:
-        losses = velocity_loss(config, denoiser, rows, shift, generator)
-        (losses.sum() / num_rows).backward()
-        terms["scenes" if rows.source is None else "edits"] = losses.mean().item()
-        total += losses.sum().item() / num_rows
-    return {"loss": total, **terms}
+    drawn = [noise_rows(config, rows, shift, generator) for rows in batch]
+    sums = torch.zeros(len(drawn))
+    for part in processes.parts():
+        for index, rows in enumerate(drawn):
+            mine = rows.part(part, processes.device)
+            if not len(mine.latents):
+                continue
+            with processes.autocast():
+                losses = velocity_loss(config, denoiser, mine)
+            (losses.sum() / num_rows).backward()
+            sums[index] += losses.detach().sum().cpu()
+    processes.sum_gradients(denoiser.parameters())
+    sums = processes.sum(sums)
+    names = ["scenes" if rows.source is None else "edits" for rows in drawn]
+    means = sums / torch.tensor([len(rows.latents) for rows in drawn])
+    total = sum(value / num_rows for value in sums.tolist())
+    return {"loss": total, **dict(zip(names, means.tolist(), strict=True))}
 
 
 def latent_statistics(latents: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
@@ -156,24 +199,30 @@ def load_pools(
 
 def main(config: DiffusionConfig, run: Run) -> None:
     """Train or resume; results are `denoiser` (averaged weights: `ema`) and the statistics."""
+    processes = Processes(config.compute)
     tokenizer = prompt_tokenizer(config.denoiser.max_prompt_tokens)
     model = RPiAE(config.model)
     load_weights(model, run.before() / "autoencoder.safetensors")
-    scenes, edits = load_pools(config, run, model, tokenizer)
+    model.to(processes.device)
+    with processes.first_before_others():
+        scenes, edits = load_pools(config, run, model, tokenizer)
     torch.manual_seed(config.seed)
-    denoiser = TextDenoiser(config.denoiser)
+    denoiser = TextDenoiser(config.denoiser).to(processes.device)
     ema = Ema(denoiser, config.ema_decay)
     modules = {"denoiser": denoiser, "ema": ema.module, "autoencoder": model}
     optimizer = make_optimizer(denoiser.parameters(), config.optim)
     first, _ = resume(run.directory, modules, optimizer, config)
     shift = default_shift(config.denoiser.latent_shape)
-    with RunLog(run.directory, config.name, config.steps, every=50) as log:
+    new_log = partial(RunLog, run.directory, config.name, config.steps, 50, first)
+    with new_log() if processes.is_first else nullcontext() as log:
         for step in range(first, config.steps):
             batch = draw_rows(config, scenes, edits, step)
             generator = torch_generator(config.seed, "diffusion-noise", step)
-            terms = train_step(config, denoiser, batch, shift, generator)
-            update(optimizer, step, config.steps, config.optim)
+            terms = train_step(config, denoiser, batch, shift, generator, processes)
+            update(optimizer, step, config.steps, config.optim, terms, config.seed)
             ema.update(denoiser, step)
+            if log is None:
+                continue
             log.step(step, config.batch_size, **terms)
             if run.is_due(step + 1):
                 save_checkpoint(run.directory, step + 1, modules, optimizer, config)

@@ -47,7 +47,7 @@ def ridge(inputs: Tensor, targets: Tensor, strength: float = 1e-3) -> tuple[Tens
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     gram = x.T @ x
-    penalty = strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    penalty = strength * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
     weight = torch.linalg.solve(gram + penalty, x.T @ y).T
     return weight.float(), (y_mean - weight @ x_mean).float()
 

@@ -49,10 +49,10 @@ class LatentPool:
 
 @torch.inference_mode()
 def _encode(model: RPiAE, images: list[np.ndarray]) -> Tensor:
-    parts = [
-        model.encode(to_tensor(images[i : i + _ENCODE_BATCH])).latent_dist.mean
-        for i in range(0, len(images), _ENCODE_BATCH)
-    ]
+    parts = []
+    for begin in range(0, len(images), _ENCODE_BATCH):
+        batch = to_tensor(images[begin : begin + _ENCODE_BATCH]).to(model.device)
+        parts.append(model.encode(batch).latent_dist.mean.cpu())
     return torch.cat(parts)
 
 

@@ -35,7 +35,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def quality_table(report: dict[str, Any]) -> str:
-    """Prompt following, edits and reconstruction, with 95 % intervals."""
+    """Prompt following, edits, reconstruction and more as measured, with 95 % intervals."""
     prompts = [
         [
             f"{_PROMPTS.get(name, name)} ({row['num_prompts']})",
@@ -61,7 +61,26 @@ def quality_table(report: dict[str, Any]) -> str:
         f"Reconstruction of {found['num_scenes']} scenes: PSNR {found['psnr_db']:.1f} dB, "
         f"SSIM {found['ssim']:.3f}."
     )
+    parts += _tokens_and_pictures(report)
     return "\n\n".join(parts)
+
+
+def _tokens_and_pictures(report: dict[str, Any]) -> list[str]:
+    """Sentences on the linear probe and the Frechet distance, where the report has them."""
+    sentences = []
+    if probe := report.get("linear_probe"):
+        rates = [f"{name} {_rate(rate)}" for name, rate in probe.items() if isinstance(rate, dict)]
+        sentences.append(
+            f"Linear probe of the encoder's tokens, {probe['num_train_scenes']} scenes to learn "
+            f"from, {probe['num_test_scenes']} others to be tested on: {', '.join(rates)}."
+        )
+    if frechet := report.get("frechet"):
+        sentences.append(
+            f"Frechet distance in {frechet['features']} of {frechet['num_pictures']} pictures from "
+            f"{frechet['num_references']} true ones: {frechet['distance']:.2f}; of as many true "
+            f"pictures {frechet['true_pictures']:.2f}."
+        )
+    return sentences
 
 
 def _processor(hardware: dict[str, Any], unit: str) -> str:

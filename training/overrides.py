@@ -3,7 +3,7 @@
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
@@ -20,33 +20,48 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         OverrideError: names the field and says what it takes.
     """
+    changes = []
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path.strip():
             raise OverrideError(f"{text!r} is not field=value, as in optim.lr=3e-4")
-        config = _set(config, path.strip().split("."), value.strip(), path.strip())
-    return config
+        changes.append(_Change(path.strip().split("."), value.strip(), path.strip()))
+    return _changed(config, changes) if changes else config
 
 
-def _set(config: Any, path: Sequence[str], text: str, whole: str) -> Any:
-    name = path[0]
+class _Change(NamedTuple):
+    """A value's text for the field at the end of `path`; `whole` is what the user wrote."""
+
+    path: Sequence[str]
+    text: str
+    whole: str
+
+
+def _changed(config: Any, changes: Sequence[_Change]) -> Any:
+    """All changes at once, so that fields which only fit together can be set in any order."""
     known = [field.name for field in fields(config)]
-    if name not in known:
-        raise OverrideError(f"{whole}: no field {name!r}; there are {', '.join(known)}")
-    current = getattr(config, name)
-    if len(path) > 1:
-        if not is_dataclass(current):
-            raise OverrideError(f"{whole}: {name} has no fields of its own")
-        value = _set(current, path[1:], text, whole)
-    elif is_dataclass(current):
-        inner = ", ".join(f"{name}.{field.name}" for field in fields(current))
-        raise OverrideError(f"{whole}: set one of {inner}")
-    else:
-        value = _parse(text, get_type_hints(type(config))[name], whole)
+    values: dict[str, Any] = {}
+    nested: dict[str, list[_Change]] = {}
+    for (name, *rest), text, whole in changes:
+        if name not in known:
+            raise OverrideError(f"{whole}: no field {name!r}; there are {', '.join(known)}")
+        current = getattr(config, name)
+        if rest:
+            if not is_dataclass(current):
+                raise OverrideError(f"{whole}: {name} has no fields of its own")
+            nested.setdefault(name, []).append(_Change(rest, text, whole))
+        elif is_dataclass(current):
+            inner = ", ".join(f"{name}.{field.name}" for field in fields(current))
+            raise OverrideError(f"{whole}: set one of {inner}")
+        else:
+            values[name] = _parse(text, get_type_hints(type(config))[name], whole)
+    for name, inner_changes in nested.items():
+        values[name] = _changed(getattr(config, name), inner_changes)
     try:
-        return replace(config, **{name: value})
+        return replace(config, **values)
     except ValueError as error:
-        raise OverrideError(f"{whole}: {error}") from None
+        names = ", ".join(dict.fromkeys(change.whole for change in changes))
+        raise OverrideError(f"{names}: {error}") from None
 
 
 def _parse(text: str, kind: Any, whole: str) -> Any:

@@ -112,14 +112,14 @@ def main(config: PretrainConfig, run: Run) -> None:
     modules = {"encoder": encoder, "heads": heads}
     optimizer = make_optimizer([*encoder.parameters(), *heads.parameters()], config.optim)
     first, _ = resume(run.directory, modules, optimizer, config)
-    with RunLog(run.directory, config.name, config.steps) as log:
+    with RunLog(run.directory, config.name, config.steps, first_step=first) as log:
         for step in range(first, config.steps):
             rng = random_generator(config.seed, "pretrain", step)
             batch = labelled_batch(world, config.batch_size, rng)
             prompts = tokenizer.encode(batch.captions)
             loss, terms = pretrain_loss(config, encoder, heads, batch, prompts)
             loss.backward()
-            update(optimizer, step, config.steps, config.optim)
+            update(optimizer, step, config.steps, config.optim, terms, config.seed)
             log.step(step, config.batch_size, loss=loss.item(), **terms)
             if run.is_due(step + 1):
                 save_checkpoint(run.directory, step + 1, modules, optimizer, config)

@@ -10,7 +10,7 @@ def _percent(rate: dict[str, float]) -> str:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Reconstruction, prompts and edits; rates with their 95 % intervals."""
+    """All that was measured; rates with their 95 % intervals."""
     found = report["reconstruction"]
     scenes = Table("scenes", "PSNR", "SSIM", title="reconstruction")
     scenes.add_row(str(found["num_scenes"]), f"{found['psnr_db']:.2f} dB", f"{found['ssim']:.3f}")
@@ -26,4 +26,24 @@ def tables(report: dict[str, Any]) -> list[Table]:
         edits.add_row(
             kind, str(row["num_edits"]), _percent(row["target"]), _percent(row["change"]), *decibels
         )
-    return [scenes, prompts, edits]
+    return [scenes, prompts, edits, _probe_table(report["linear_probe"]), *_frechet(report)]
+
+
+def _probe_table(found: dict[str, Any]) -> Table:
+    rates = {name: value for name, value in found.items() if isinstance(value, dict)}
+    table = Table("train scenes", "test scenes", *rates, title="linear probe of the tokens")
+    numbers = (str(found["num_train_scenes"]), str(found["num_test_scenes"]))
+    table.add_row(*numbers, *map(_percent, rates.values()))
+    return table
+
+
+def _frechet(report: dict[str, Any]) -> list[Table]:
+    """The table of the Frechet distance, if there is one."""
+    found = report["frechet"]
+    if found is None:
+        return []
+    heading = ("pictures", "references", "painted", "true pictures")
+    table = Table(*heading, title=f"Frechet distance in {found['features']}")
+    numbers = (str(found["num_pictures"]), str(found["num_references"]))
+    table.add_row(*numbers, f"{found['distance']:.2f}", f"{found['true_pictures']:.2f}")
+    return [table]

@@ -1,6 +1,8 @@
 """One run's place on disk, its clock for checkpoints, and the results of the runs before it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from training.checkpoint import CheckpointError, latest_checkpoint, read_state
@@ -23,6 +25,32 @@ class Run:
             return False
         self._saved_at = time.monotonic()
         return True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from training this run meanwhile; ends with the process, too.
+
+        A launcher that is killed may leave its workers behind, and these go on writing.
+
+        Raises:
+            CheckpointError: another process trains it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows: no such locks
+            yield
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "lock").open("w") as file:
+            try:
+                # A lock of this process alone: data workers that outlive it do not inherit it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise CheckpointError(
+                    f"another process is training {self.config.name} in {self.directory}: "
+                    "wait for it or stop it"
+                ) from None
+            yield
 
     @property
     def finished(self) -> bool:

@@ -71,6 +71,8 @@ def test_two_steps_and_two_more_are_four(
     assert resumed.keys() == whole.keys()
     different = [key for key, tensor in whole.items() if not resumed[key].equal(tensor)]
     assert different == []
+    curve = (run.directory / "curves.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in curve] == [config.steps]
 
 
 @pytest.mark.parametrize("config", TINY_STAGES, ids=lambda config: config.stage)

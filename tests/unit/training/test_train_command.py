@@ -1,5 +1,8 @@
 """`rpiae train` and `rpiae evaluate`: what they run, and one clear line for each mistake."""
 
+import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,8 +16,16 @@ from training.cli import evaluate_command, train_command
 from training.overrides import OverrideError, apply_overrides, flat
 from training.plans import PLANS, find_plan
 from training.presets import PRESETS
+from training.run import Run
 
 BRIDGE = PRESETS["stickers-bridge"]
+HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +81,39 @@ def test_a_run_of_another_config_is_not_continued(tmp_path: Path) -> None:
     result = run("train", "tiny-pretrain", "--root", str(tmp_path), "--set", "steps=9")
     assert result.exit_code == 2
     assert "other values of steps" in result.output
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
+    """The lock is a process's own, so another process holds it; it ends with that process."""
+    arguments = ("train", "tiny-pretrain", "--root", str(tmp_path))
+    directory = Run(tmp_path, TINY_STAGES[0]).directory
+    directory.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(directory / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        result = run(*arguments)
+        other.kill()
+    assert result.exit_code == 2
+    assert "error: another process is training tiny-pretrain in" in result.output
+    assert run(*arguments).exit_code == 0
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_run_that_diverges_stops_with_its_step_seed_and_terms(tmp_path: Path) -> None:
+    arguments = ("train", "tiny-pretrain", "--root", str(tmp_path), "--set", "seed=7")
+    result = run(*arguments, "--set", "optim.lr=1e25")
+    assert result.exit_code == 2
+    assert "error: step 1 (batch of seed 7) is not finite: gradient norm" in result.output
+    assert all(f", {term} " in result.output for term in ("kind", "pixels", "caption"))
+    assert "Traceback" not in result.output
+    run_directory = tmp_path / "tiny-pretrain"
+    state = json.loads((run_directory / "checkpoint" / "state.json").read_text())
+    assert state["step"] == 1  # the last good step
 
 
 def test_a_missing_run_before_is_one_clear_line(tmp_path: Path) -> None:
@@ -169,6 +213,16 @@ def test_fields_are_set_with_their_type(text: str, name: str, value: object) -> 
 def test_values_that_do_not_fit_name_the_field(text: str, message: str) -> None:
     with pytest.raises(OverrideError, match=message):
         apply_overrides(BRIDGE, [text])
+
+
+def test_fields_that_only_fit_together_are_set_in_any_order() -> None:
+    pivot = PRESETS["rpiae-pivot"]
+    texts = ["encoder_folder=none", "after=stickers-pretrain", "vgg_weights=none"]
+    texts.append("lpips_weights=none")
+    for order in (texts, texts[::-1]):
+        assert flat(apply_overrides(pivot, order))["after"] == "stickers-pretrain"
+    with pytest.raises(OverrideError, match="vgg_weights: LPIPS needs both"):
+        apply_overrides(pivot, ["vgg_weights=none"])
 
 
 def test_flat_names_every_leaf() -> None:
