@@ -1,13 +1,13 @@
-"""Measures a bundle on held-out stickers: reconstruction, prompt following and edits.
+"""Measures a bundle on held-out stickers: reconstruction, prompts, edits, and what tokens know.
 
-Everything is judged from pixels against the scene that the words came from. Writes `report.json`
+Pictures are judged from pixels against the scene that the words came from. Writes `report.json`
 and `samples.png` into the bundle and the summary into its manifest. Run: rpiae evaluate <bundle>
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from training.batches import random_generator, to_tensor
 from training.contact_sheet import SheetEntry, save_sheet
 from training.editing import EditCase, EditOutcome, follow_edits, held_out_edits
 from training.following import Category, PromptCase, categories, follow_prompts, held_out_prompts
+from training.frechet import FEATURES, FrechetReference
 from training.judge import Judge
 from training.metrics import psnr, ssim, wilson_interval
 from training.painting import BundlePainter, Picture
+from training.probe import linear_probe
 from training.provenance import git_revision, hardware, versions
 from training.rendering import render
 from training.stickers import World, sample_scene
@@ -34,13 +36,18 @@ SAMPLES_NAME = "samples.png"
 
 _BATCH_SIZE = 16
 _SHEET_COLUMNS = 8
+# References of the Frechet distance per painted picture.
+_NUM_REFERENCES = 3
 
 Report = dict[str, Any]
 
 
 @dataclass
 class Evaluation:
-    """What one evaluation works with, and the pictures that it keeps for the sheet."""
+    """What one evaluation works with, and the pictures that it keeps.
+
+    sheet: rows of samples.png; painted: what came of the prompts of each category.
+    """
 
     painter: BundlePainter
     world: World
@@ -48,6 +55,7 @@ class Evaluation:
     seed: int
     progress: Progress
     sheet: list[list[SheetEntry]] = field(default_factory=list)
+    painted: list[tuple[Category, list[PromptCase], list[Picture]]] = field(default_factory=list)
 
     def task(self, name: str, total: int) -> Callable[[int], None]:
         """A line of the progress bar; returns what advances it."""
@@ -96,9 +104,53 @@ def measure_prompts(evaluation: Evaluation, category: Category, num_prompts: int
         on_done=advance,
     )
     evaluation.sheet += _prompt_rows(cases, pictures, verdicts)
+    evaluation.painted.append((category, cases, pictures))
     names = [one.name for one in fields(Verdict)]
     rates = {name: _rate([getattr(verdict, name) for verdict in verdicts]) for name in names}
     return {"num_prompts": num_prompts, **rates}
+
+
+def measure_frechet(evaluation: Evaluation) -> Report | None:
+    """How far the pictures painted so far are from scenes of the same categories, in the same mix.
+
+    `true_pictures` is the distance of what the prompts asked for, drawn without fault: the floor.
+    None if fewer than two pictures were painted.
+    """
+    painted = [picture for _, _, pictures in evaluation.painted for picture in pictures]
+    if len(painted) < 2:
+        return None
+    true = [render(case.scene).image for _, cases, _ in evaluation.painted for case in cases]
+    references: list[Picture] = []
+    for category, cases, _ in evaluation.painted:
+        other = replace(category, name=f"{category.name}-reference")  # another random stream
+        others = held_out_prompts(other, _NUM_REFERENCES * len(cases), evaluation.seed)
+        references += [render(case.scene).image for case in others]
+    reference = FrechetReference(references)
+    return {
+        "features": FEATURES,
+        "num_pictures": len(painted),
+        "num_references": len(references),
+        "distance": reference.distance(painted),
+        "true_pictures": reference.distance(true),
+    }
+
+
+def measure_probe(evaluation: Evaluation, num_scenes: int) -> Report:
+    """Accuracy of a linear probe of the encoder's tokens, tested on half as many other scenes."""
+    num_test_scenes = max(1, num_scenes // 2)
+    accuracies = linear_probe(
+        evaluation.painter.bundle.autoencoder.encoder,
+        evaluation.world,
+        num_train_scenes=num_scenes,
+        num_test_scenes=num_test_scenes,
+        seed=evaluation.seed,
+        on_done=evaluation.task("linear probe", num_scenes + num_test_scenes),
+    )
+    return {
+        "num_train_scenes": num_scenes,
+        "num_test_scenes": num_test_scenes,
+        **{target: asdict(accuracy) for target, accuracy in accuracies.items()},
+    }
 
 
 def measure_edits(evaluation: Evaluation, kind: str, num_edits: int) -> Report:
@@ -157,6 +209,7 @@ def evaluate_bundle(
 
     Args:
         num_prompts: of the first category; the others get half of it.
+        num_scenes: to encode and decode, and for the linear probe to learn from.
         num_edits: of each kind that the model was trained on.
         write: put report.json, samples.png and the manifest's `quality` into the bundle.
 
@@ -187,6 +240,8 @@ def evaluate_bundle(
             "edits": {
                 kind: measure_edits(evaluation, kind, num_edits) for kind in world.edit_kinds
             },
+            "frechet": measure_frechet(evaluation),
+            "linear_probe": measure_probe(evaluation, num_scenes),
         }
     report = {
         **_circumstances(bundle, painter, seed),

@@ -95,9 +95,11 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def wilson_interval(
-    num_successes: int, num_trials: int, quantile: float = 1.96
+    num_successes: float, num_trials: float, quantile: float = 1.96
 ) -> tuple[float, float]:
     """Confidence interval of a success rate; the default quantile gives 95 %.
+
+    Numbers need not be whole: trials that are not independent count for fewer.
 
     Source: Wilson 1927 (doi 10.1080/01621459.1927.10502953), without continuity correction.
 
@@ -110,4 +112,5 @@ def wilson_interval(
     center = (rate + square / (2 * num_trials)) / (1 + square / num_trials)
     spread = rate * (1 - rate) / num_trials + square / (4 * num_trials**2)
     reach = quantile * math.sqrt(spread) / (1 + square / num_trials)
-    return max(0.0, center - reach), min(1.0, center + reach)
+    # The rate lies within; at 0 and 1 rounding may say otherwise.
+    return max(0.0, min(rate, center - reach)), min(1.0, max(rate, center + reach))

@@ -16,6 +16,7 @@ from training.judge import Judge
 from training.painting import Picture
 from training.readme import END, START, fill, outdated
 from training.rendering import render
+from training.report_tables import tables
 from training.scenes import EDIT_KINDS
 from training.stickers import FULL_WORLD, SHAPES_WORLD
 from training.verdicts import judge_scene
@@ -103,6 +104,16 @@ def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_pat
     strict = report["prompts"]["one_shape"]["strict"]
     assert 0 <= strict["low"] <= strict["rate"] <= strict["high"] <= 1
     assert {"revision", "hardware", "versions", "seed"} <= report.keys()
+    frechet = report["frechet"]
+    assert frechet["features"] == "picture_statistics"
+    assert (frechet["num_pictures"], frechet["num_references"]) == (4, 12)
+    assert frechet["distance"] > frechet["true_pictures"] > 0
+    probe = report["linear_probe"]
+    assert (probe["num_train_scenes"], probe["num_test_scenes"]) == (3, 1)
+    for target in ("kind", "color", "background"):
+        assert 0 <= probe[target]["low"] <= probe[target]["rate"] <= probe[target]["high"] <= 1
+    titles = [table.title for table in tables(report)]
+    assert titles[3:] == ["linear probe of the tokens", "Frechet distance in picture_statistics"]
 
     assert json.loads((tiny_stickers / "report.json").read_text()) == report
     after = read_manifest(tiny_stickers)
@@ -119,6 +130,19 @@ def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_pat
     assert {path.name for path in files} == {"README.md"}
     assert outdated(readme, tiny_stickers) == {}
     assert "| one shape (3) |" in readme.read_text()
+    assert "of 4 pictures from 12 true ones" in readme.read_text()
+    assert "Linear probe of the encoder's tokens, 3 scenes to learn from" in readme.read_text()
+
+
+def test_one_picture_has_no_frechet_distance(tiny_stickers: Path) -> None:
+    manifest = read_manifest(tiny_stickers)
+    draws = manifest.draws | {"max_items": 1}
+    write_manifest(tiny_stickers, manifest.model_copy(update={"draws": draws}))
+    report = evaluate_bundle(tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1)
+    assert list(report["prompts"]) == ["one_shape"]
+    assert report["frechet"] is None
+    assert [table.title for table in tables(report)][-1] == "linear probe of the tokens"
+    assert read_manifest(tiny_stickers).quality == summary(report)
 
 
 def test_measuring_may_leave_the_bundle_alone(tiny_stickers: Path) -> None:

@@ -122,7 +122,9 @@ def with_items(scene: Scene, **changes: str | float) -> Scene:
 
 
 def blurred(found: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    means = torch.nn.functional.avg_pool2d(to_tensor(found), 3, stride=1, padding=1)
+    means = torch.nn.functional.avg_pool2d(
+        to_tensor(found), 3, stride=1, padding=1, count_include_pad=False
+    )
     return list((255 * means).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
