@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from export.checkpoint_files import SUFFIXES, read_names, read_tensors
 from export.dims import PublishedDims
 from models.autoencoder import RPiAE
 from models.class_denoiser import ClassDenoiser
 from models.class_names import ClassNames, imagenet_class_names
+from models.foreign_files import SUFFIXES, read_names, read_tensors
 from models.manifest import (
     AUTOENCODER_FILE,
     DENOISER_FILE,

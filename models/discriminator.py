@@ -41,6 +41,7 @@ class DinoConfig:
 class DinoEncoder(nn.Module):
     """DINO's ViT through transformers, random until its weights are loaded."""
 
+    num_prefix_tokens = 1  # the class token
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -83,8 +84,8 @@ class FrozenFeatures(nn.Module):
     paper's discriminator (blocks 2, 5, 8 and 11 of 12). No norm is applied to any.
     """
 
-    def __init__(self, encoder: nn.Module, num_prefix_tokens: int | None = None) -> None:
-        """`num_prefix_tokens`: tokens before the patches, which are dropped; absent: looked up.
+    def __init__(self, encoder: nn.Module) -> None:
+        """`encoder` says in `num_prefix_tokens` how many tokens before the patches to drop.
 
         Raises:
             ValueError: the encoder's blocks are not found.
@@ -95,9 +96,9 @@ class FrozenFeatures(nn.Module):
         depth = len(blocks)
         taps = [math.ceil(depth * part / 4) - 1 for part in (1, 2, 3, 4)]
         self._blocks = [blocks[tap] for tap in taps]  # a plain list: no second registration
-        self._num_prefix_tokens = (
-            _num_prefix_tokens(encoder) if num_prefix_tokens is None else num_prefix_tokens
-        )
+        num_prefix_tokens = encoder.num_prefix_tokens
+        assert isinstance(num_prefix_tokens, int)
+        self._num_prefix_tokens = num_prefix_tokens
 
     def train(self, mode: bool = True) -> "FrozenFeatures":
         """Stay in eval mode whatever the parent does."""
@@ -136,17 +137,6 @@ def _blocks(encoder: nn.Module) -> Sequence[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module):
             return list(module)
     raise ValueError(f"{type(encoder).__name__} has no list of blocks to take token maps from")
-
-
-def _num_prefix_tokens(encoder: nn.Module) -> int:
-    """Class token and registers that stand before the patches in the encoder's blocks."""
-    config = encoder.config
-    kind = getattr(config, "kind", None)
-    if kind in ("small-vit", "siglip2"):
-        return 0
-    if kind == "dinov2-with-registers":
-        return 1 + int(config.num_registers)  # type: ignore[union-attr, arg-type]
-    return 1
 
 
 class Head(nn.Module):

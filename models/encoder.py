@@ -119,6 +119,9 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 class SmallViT(nn.Module):
     """Images to tokens with zero mean and unit variance over channels (LayerNorm, no affine)."""
 
+    num_prefix_tokens = 0
+    """Tokens that stand before the patches inside the blocks."""
+
     def __init__(self, config: SmallViTConfig) -> None:
         super().__init__()
         self.config = config

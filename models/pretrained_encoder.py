@@ -119,6 +119,7 @@ class PretrainedEncoder(nn.Module):
             raise ValueError(f"unknown encoder {config.kind!r}: one of {', '.join(_FAMILIES)}")
         self.config = config
         self._family = _FAMILIES[config.kind]
+        self.num_prefix_tokens = self._family.num_prefix_tokens(config)
         self.model = self._family.build(config)
         for name in ("pixel_mean", "pixel_std"):
             values = torch.tensor(getattr(config, name)).view(3, 1, 1)
@@ -138,4 +139,4 @@ class PretrainedEncoder(nn.Module):
         patch = self.config.patch_size
         images = resize_images(images, (rows * patch, columns * patch))
         hidden = self._family.run(self.model, (images - self.pixel_mean) / self.pixel_std)
-        return hidden[:, self._family.num_prefix_tokens(self.config) :]
+        return hidden[:, self.num_prefix_tokens :]

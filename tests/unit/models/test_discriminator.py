@@ -94,7 +94,7 @@ def test_gradients_reach_the_images_and_not_the_encoder(small_vit: SmallViT) -> 
 
 def test_an_encoder_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear has no list of blocks"):
-        FrozenFeatures(nn.Linear(2, 2), 0)
+        FrozenFeatures(nn.Linear(2, 2))
 
 
 def image_norm(x: Tensor, layer: nn.InstanceNorm1d) -> Tensor:

@@ -4,7 +4,6 @@ A PyTorch checkpoint is a pickle, and unpickling can run any program. Only tenso
 containers are read here; everything else is refused. Tensors stay in the file until they are used.
 """
 
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
 from models.manifest import BundleError
 
@@ -62,7 +62,7 @@ def _load(path: Path) -> object:
     mapped = zipfile.is_zipfile(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise _unpicklable(path, error) from None
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise _damaged(path, error) from None
