@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from models.manifest import Manifest
     from service.offline import OfflineModel, PictureOptions
     from service.offline_latents import Decoded, Encoded
     from service.settings import Settings
@@ -81,16 +82,27 @@ def show_decoded(pictures: Sequence["Decoded"]) -> None:
 
 
 def show_address(address: str, settings: "Settings") -> None:
-    """Where the service is, and a line that can be pasted to get a picture from it."""
-    from models.class_names import ClassNames
+    """Where the service is, and a line that can be pasted to use it."""
     from models.manifest import read_manifest
 
-    class_names = ClassNames.of(read_manifest(settings.bundle))
-    prompt = _EXAMPLE_PROMPT if class_names is None else class_names.label(0)
-    body = shlex.quote(json.dumps({"prompt": prompt, "seed": 1}))
     key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
     typer.echo(f"rpiae serves {settings.bundle.name} on {address}")
-    typer.echo(
-        f"curl -sS {address}/v1/images/generations {key}-H 'Content-Type: application/json' "
+    typer.echo(f"curl -sS {address}{_example(read_manifest(settings.bundle), key)}")
+
+
+def _example(manifest: "Manifest", key: str) -> str:
+    """Path and options of a request that the model can answer; key: the header that it needs."""
+    from models.class_names import ClassNames
+
+    if "generate" not in manifest.tasks:
+        return (
+            f"/v1/latents/encode {key}-H 'Content-Type: image/png' --data-binary @picture.png "
+            "-o latents.safetensors"
+        )
+    class_names = ClassNames.of(manifest)
+    prompt = _EXAMPLE_PROMPT if class_names is None else class_names.label(0)
+    body = shlex.quote(json.dumps({"prompt": prompt, "seed": 1}))
+    return (
+        f"/v1/images/generations {key}-H 'Content-Type: application/json' "
         f"-H 'Accept: image/png' -d {body} -o out.png"
     )

@@ -205,3 +205,22 @@ def test_memory_stays_in_bounds(served: Served) -> None:
     total = sum(child.memory_info().rss for child in me.children(recursive=True))
     assert total <= MAX_BYTES
     print(f"import {served.import_bytes / 2**30:.2f} GiB, service {total / 2**30:.2f} GiB")  # noqa: T201
+
+
+def test_a_tokenizer_alone_is_served(tmp_path: Path) -> None:
+    """It encodes, and says that it draws nothing."""
+    bundle = tmp_path / "tokenizer"
+    write_published_files(
+        tmp_path / "files", PublishedDims.read(PARITY / "config.json"), denoiser=False, guide=False
+    )
+    import_by_command(tmp_path / "files", bundle, "--dims", str(PARITY / "config.json"))
+    with own_server("--bundle", str(bundle)) as url, httpx.Client(base_url=url) as client:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+        encoded = client.post(
+            "/v1/latents/encode", content=buffer.getvalue(), headers={"content-type": "image/png"}
+        )
+        drawn = client.post("/v1/images/generations", json={"prompt": "7"})
+    assert load(encoded.content)["latents"].shape == (1, 8, 4, 4)
+    assert drawn.status_code == 422
+    assert "it has encode, decode" in drawn.json()["error"]["message"]
