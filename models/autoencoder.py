@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from models.bridge import BridgeConfig, BridgeDecoder, BridgeEncoder, Posterior
+from models.bridge import BridgeConfig, Posterior, build_bridge
 from models.decoder import PixelDecoder, PixelDecoderConfig
 from models.encoder import EncoderConfig, build_encoder, encoder_config
 from models.manifest import (
@@ -134,8 +134,7 @@ class RPiAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config.encoder)
-        self.bridge_encoder = BridgeEncoder(config.bridge)
-        self.bridge_decoder = BridgeDecoder(config.bridge)
+        self.bridge_encoder, self.bridge_decoder = build_bridge(config.bridge)
         self.decoder = PixelDecoder(config.decoder)
         self.register_buffer("latents_mean", torch.zeros(config.bridge.latent_width))
         self.register_buffer("latents_std", torch.ones(config.bridge.latent_width))

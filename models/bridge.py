@@ -4,22 +4,28 @@ B batch, N tokens, C token width, D latent width.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.layers import Block, BlockStyle
 
+LOGVAR_RANGE = (-30.0, 20.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig:
     """Widths and depths of both halves.
 
+    kind: identity has no weights, its latents are the tokens; the fields below latent_width are
+    then unused.
     encoder_hidden_width: of the encoder half's feed-forward, by default that of the decoder half;
     skip_projection: a learned linear map around the encoder's attention; out_projection: a last
     linear layer of the decoder half.
     """
 
+    kind: Literal["transformer", "identity"] = "transformer"
     token_width: int = 192
     latent_width: int = 32
     num_heads: int = 6
@@ -39,6 +45,13 @@ class BridgeConfig:
         if self.latent_width > self.token_width:
             raise ValueError(
                 f"latent_width {self.latent_width} exceeds token_width {self.token_width}"
+            )
+        if self.kind not in ("transformer", "identity"):
+            raise ValueError(f"kind must be transformer or identity, got {self.kind!r}")
+        if self.kind == "identity" and self.latent_width != self.token_width:
+            raise ValueError(
+                f"an identity bridge needs latent_width {self.latent_width} = token_width "
+                f"{self.token_width}"
             )
 
 
@@ -84,11 +97,11 @@ class BridgeEncoder(nn.Module):
         self.to_moments = nn.Linear(config.token_width, 2 * config.latent_width)
 
     def forward(self, tokens: Tensor) -> Posterior:
-        """(B, N, C) -> posterior over (B, N, D); logvar clamped to [-30, 20]."""
+        """(B, N, C) -> posterior over (B, N, D); logvar clamped to LOGVAR_RANGE."""
         for block in self.blocks:
             tokens = block(tokens)
         mean, logvar = self.to_moments(tokens).chunk(2, dim=-1)
-        return Posterior(mean, logvar.clamp(-30, 20))
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
 
 class BridgeDecoder(nn.Module):
@@ -113,3 +126,26 @@ class BridgeDecoder(nn.Module):
             x = block(x)
         tokens: Tensor = self.out_proj(x)
         return tokens
+
+
+class IdentityBridgeEncoder(nn.Module):
+    """Tokens as latents: for tokenizers without a bridge, such as RAE (arXiv 2510.11690)."""
+
+    def forward(self, tokens: Tensor) -> Posterior:
+        """(B, N, C) -> posterior over (B, N, C): the tokens, with the smallest variance."""
+        return Posterior(tokens, torch.full_like(tokens, LOGVAR_RANGE[0]))
+
+
+class IdentityBridgeDecoder(nn.Module):
+    """Latents as tokens."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, N, C), unchanged."""
+        return latents
+
+
+def build_bridge(config: BridgeConfig) -> tuple[nn.Module, nn.Module]:
+    """Both halves: tokens -> Posterior, and latents -> tokens."""
+    if config.kind == "identity":
+        return IdentityBridgeEncoder(), IdentityBridgeDecoder()
+    return BridgeEncoder(config), BridgeDecoder(config)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from models.manifest import (
     AUTOENCODER_FILE,
     DENOISER_FILE,
     GUIDE_FILE,
+    TOKENIZER_FILE,
     VOCABULARY_FILE,
     BundleError,
     Manifest,
@@ -25,11 +26,14 @@ from models.manifest import (
     write_manifest,
 )
 from models.packed_linear import pack_linears
+from models.pretrained_text import PretrainedTokenizer
 from models.text import PromptTokenizer
 from models.text_denoiser import TextDenoiser, TextDenoiserConfig
 from models.weights import load_weights, save_weights, without_weights
 
 Denoiser: TypeAlias = TextDenoiser | ClassDenoiser
+Tokenizer: TypeAlias = PromptTokenizer | PretrainedTokenizer | ClassEncoder
+"""What reads prompts: `encode` gives what the denoiser's `prefill` takes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Bundle:
     manifest: Manifest
     autoencoder: RPiAE
     denoiser: Denoiser | None = None
-    tokenizer: PromptTokenizer | ClassEncoder | None = None
+    tokenizer: Tokenizer | None = None
     guide: ClassDenoiser | None = None
 
     @property
@@ -106,10 +110,11 @@ def load_bundle(directory: Path, device: str = "cpu") -> Bundle:
     return bundle.to(device)
 
 
-def _tokenizer(
-    directory: Path, manifest: Manifest, denoiser: Denoiser
-) -> PromptTokenizer | ClassEncoder:
+def _tokenizer(directory: Path, manifest: Manifest, denoiser: Denoiser) -> Tokenizer:
     if isinstance(denoiser, TextDenoiser):
+        if manifest.tokenizer_file is not None:
+            path = directory / manifest.tokenizer_file
+            return PretrainedTokenizer.read(path, manifest.max_prompt_tokens)
         words = json.loads((directory / VOCABULARY_FILE).read_text(encoding="utf-8"))
         return PromptTokenizer(words, manifest.max_prompt_tokens)
     names, num_classes = manifest.class_names, denoiser.config.num_classes
@@ -124,26 +129,42 @@ def save_bundle(
     directory: Path,
     manifest: Manifest,
     autoencoder: RPiAE,
-    denoiser: TextDenoiser,
-    tokenizer: PromptTokenizer,
+    denoiser: Denoiser,
+    tokenizer: Tokenizer,
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Manifest:
-    """Write a text bundle; sizes, configs and hashes of the manifest are filled in here."""
+    """Write a bundle; sizes, configs and hashes of the manifest are filled in here.
+
+    Of a class-conditional denoiser, `manifest` holds the class names.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(autoencoder, directory / AUTOENCODER_FILE, dtype)
     save_weights(denoiser, directory / DENOISER_FILE, dtype)
-    vocabulary = directory / VOCABULARY_FILE
-    vocabulary.write_text(json.dumps(tokenizer.words, indent=0) + "\n", encoding="utf-8")
+    names, reads = [AUTOENCODER_FILE, DENOISER_FILE], _save_tokenizer(directory, tokenizer)
+    names += [reads[name] for name in ("vocabulary_file", "tokenizer_file") if name in reads]
     fields = autoencoder.manifest_fields()
     manifest = manifest.model_copy(
         update={
             **fields,
-            "max_prompt_tokens": tokenizer.max_tokens,
-            "vocabulary_file": VOCABULARY_FILE,
+            **reads,
             "model": fields["model"] | {"denoiser": dataclasses.asdict(denoiser.config)},
-            "files": list_files(directory, [AUTOENCODER_FILE, DENOISER_FILE, VOCABULARY_FILE]),
+            "files": list_files(directory, names),
         }
     )
     write_manifest(directory, manifest)
     return manifest
+
+
+def _save_tokenizer(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write its file, if it has one; what the manifest says of it."""
+    if isinstance(tokenizer, ClassEncoder):
+        return {"max_prompt_tokens": 1}
+    if isinstance(tokenizer, PretrainedTokenizer):
+        tokenizer.save(directory / TOKENIZER_FILE)
+        file = {"tokenizer_file": TOKENIZER_FILE}
+    else:
+        text = json.dumps(tokenizer.words, indent=0) + "\n"
+        (directory / VOCABULARY_FILE).write_text(text, encoding="utf-8")
+        file = {"vocabulary_file": VOCABULARY_FILE}
+    return {"max_prompt_tokens": tokenizer.max_tokens, **file}

@@ -17,6 +17,7 @@ AUTOENCODER_FILE = "autoencoder.safetensors"
 DENOISER_FILE = "denoiser.safetensors"
 GUIDE_FILE = "guide.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
+TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 
 Task = Literal["generate", "edit", "variation", "encode", "decode"]
@@ -79,6 +80,9 @@ class Manifest(BaseModel):
     )
     max_prompt_tokens: int = Field(default=32, ge=1)
     vocabulary_file: str | None = None
+    tokenizer_file: str | None = Field(
+        default=None, description="of a pretrained text expert, instead of a vocabulary"
+    )
     class_names: list[str] | None = None
     model: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="module name -> its config's fields"

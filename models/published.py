@@ -198,7 +198,7 @@ def _bridge_entries(model: RPiAE) -> Iterator[Entry]:
     yield from _layer("bridge_encoder.to_moments", f"{theirs}.to_moments")
     yield from _layer("bridge_decoder.in_proj", "vb_feature_decoder.in_proj")
     yield from _layer("bridge_decoder.out_proj", "vb_feature_decoder.out_proj")
-    for index in range(len(model.bridge_decoder.blocks)):
+    for index in range(model.config.bridge.decoder_depth):
         ours, theirs = f"bridge_decoder.blocks.{index}", f"vb_feature_decoder.net.{index}"
         yield from _torch_attention(f"{ours}.attn", f"{theirs}.self_attn")
         yield from _layer(f"{ours}.mlp.fc1", f"{theirs}.linear1")

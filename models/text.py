@@ -9,6 +9,8 @@ from torch import Tensor
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END)
 PAD_ID, UNKNOWN_ID, END_ID = range(3)
+NO_TOKEN = -1
+"""What pads prompts of a tokenizer that uses every id from 0."""
 
 _WORD = re.compile(r"[^\W_]+", re.UNICODE)
 

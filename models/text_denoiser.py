@@ -8,24 +8,19 @@ Source: BAGEL-style mixture of transformers, as RPiAE's text-to-image setup (arX
 R rows, C latent channels, S source tokens = target tokens, T prompt tokens, N = S + T, W width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import (
-    Attention,
-    RMSNorm,
-    SwiGLU,
-    TimestepEmbedding,
-    modulate,
-    swiglu_width,
-)
+from models.image_expert import ImageExpertBlock
+from models.layers import RMSNorm, TimestepEmbedding, modulate
 from models.positions import patchify, rotary_table, unpatchify
-from models.text import PAD_ID
+from models.text import NO_TOKEN, PAD_ID
+from models.text_context import TextContext
+from models.text_expert import PromptEncoder, Qwen2Block, TextExpertBlock, sequence_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,20 @@ class TextDenoiserConfig:
     width: int = 192
     depth: int = 6
     num_heads: int = 4
+    hidden_width: int | None = None
+    """Of the image expert's feed-forward; absent: that of a plain one of ratio 4's cost."""
+    text_expert: Literal["small", "qwen2"] = "small"
+    """small: trained here. qwen2: the layers of a Qwen2 or Qwen2.5 model, as many and with as many
+    and as wide heads as the image expert has."""
     text_width: int = 128
+    prompt_depth: int = 0
+    """small: layers in which every word sees every other, before those of the text expert."""
+    text_hidden_width: int = 0
+    """qwen2: of the text expert's feed-forward; `text_key_heads`, `text_theta` and `text_eps`: its
+    num_key_value_heads, rope_theta and rms_norm_eps."""
+    text_key_heads: int = 0
+    text_theta: float = 1e6
+    text_eps: float = 1e-6
     vocabulary_size: int = 256
     max_prompt_tokens: int = 24
 
@@ -52,6 +60,31 @@ class TextDenoiserConfig:
             raise ValueError(
                 f"width {self.width} is not divisible by 4 * num_heads {4 * self.num_heads}"
             )
+        if self.prompt_depth < 0 or (self.prompt_depth and self.text_expert != "small"):
+            raise ValueError(
+                "prompt_depth must be >= 0, and 0 unless text_expert is small, got "
+                f"{self.prompt_depth} and {self.text_expert}"
+            )
+        if self.prompt_depth and self.text_width % (2 * self.num_heads):
+            raise ValueError(
+                f"text_width {self.text_width} is not divisible by 2 * num_heads "
+                f"{2 * self.num_heads}, which prompt_depth needs"
+            )
+        if self.text_expert == "qwen2" and (
+            self.text_hidden_width < 1
+            or self.text_key_heads < 1
+            or self.num_heads % self.text_key_heads
+        ):
+            raise ValueError(
+                "text_expert qwen2 needs text_hidden_width, and text_key_heads that divides "
+                f"num_heads {self.num_heads}, got {self.text_hidden_width} and "
+                f"{self.text_key_heads}"
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Prompt id that stands for no token; a pretrained vocabulary has no room for one."""
+        return PAD_ID if self.text_expert == "small" else NO_TOKEN
 
     @property
     def grid(self) -> int:
@@ -69,92 +102,24 @@ class TextDenoiserConfig:
         return (self.latent_channels, self.latent_side, self.latent_side)
 
 
-@dataclass(frozen=True)
-class TextContext:
-    """Keys and values of prompt and source, one row per model row; see `models.context.Context`.
-
-    keys, values: (R, depth, heads, N, head width), zero where absent; mask: (R, N), True where a
-    key exists; source: (R, S, W), source latents embedded at the target's places, zero without.
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-    source: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return self.mask.shape[0]
-
-    def select(self, rows: Tensor | Sequence[int]) -> Self:
-        """The context of some rows, in that order."""
-        index = torch.as_tensor(rows, device=self.mask.device)
-        return type(self)(
-            self.keys[index], self.values[index], self.mask[index], self.source[index]
-        )
-
-    @classmethod
-    def cat(cls, contexts: Sequence[Self]) -> Self:
-        """Rows of several contexts, one after another."""
-        return cls(
-            torch.cat([c.keys for c in contexts]),
-            torch.cat([c.values for c in contexts]),
-            torch.cat([c.mask for c in contexts]),
-            torch.cat([c.source for c in contexts]),
-        )
-
-
-class TextExpertBlock(nn.Module):
-    """The text expert's part of one layer."""
-
-    def __init__(self, config: TextDenoiserConfig) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(config.text_width)
-        self.attn = Attention(config.text_width, config.num_heads, context_width=config.width)
-        self.norm2 = RMSNorm(config.text_width)
-        self.mlp = SwiGLU(config.text_width, swiglu_width(config.text_width))
-
-
-class ImageExpertBlock(nn.Module):
-    """The image expert's part of one layer: adaLN-zero with a shared modulation plus a table."""
-
-    def __init__(self, config: TextDenoiserConfig) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(config.width)
-        self.attn = Attention(config.width, config.num_heads)
-        self.norm2 = RMSNorm(config.width)
-        self.mlp = SwiGLU(config.width, swiglu_width(config.width))
-        self.modulation = nn.Parameter(torch.zeros(6, config.width))
-
-    def forward(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        rotary: Tensor,
-        context: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens after the layer, and this layer's own keys and values.
-
-        x (R, S, W); modulation (R, 6, W); context: keys and values (R, H, N, D) seen beside the
-        own ones; mask (R, 1, 1, N + S).
-        """
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation).unbind(1)
-        q, k, v = self.attn.project(modulate(self.norm1(x), shift1, scale1), rotary)
-        all_keys, all_values = k, v
-        if context is not None:
-            all_keys = torch.cat([context[0], k], dim=2)
-            all_values = torch.cat([context[1], v], dim=2)
-        x = x + gate1[:, None] * self.attn.attend(q, all_keys, all_values, mask)
-        x = x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return x, k, v
+def _text_block(config: TextDenoiserConfig) -> TextExpertBlock | Qwen2Block:
+    """A layer of the text expert, by kind."""
+    sizes = (config.text_width, config.num_heads, config.width)
+    if config.text_expert == "small":
+        return TextExpertBlock(*sizes)
+    return Qwen2Block(
+        *sizes,
+        key_heads=config.text_key_heads,
+        hidden_width=config.text_hidden_width,
+        eps=config.text_eps,
+    )
 
 
 class TextDenoiser(nn.Module):
     """Velocity of noisy latents, given a prompt and, for edits, the source's latents."""
 
     rotary: Tensor
+    text_table: Tensor | None
 
     def __init__(self, config: TextDenoiserConfig) -> None:
         super().__init__()
@@ -164,11 +129,20 @@ class TextDenoiser(nn.Module):
         self.embed_source = nn.Linear(token_width, width)
         self.position = nn.Parameter(0.02 * torch.randn(config.num_image_tokens, width))
         self.words = nn.Embedding(config.vocabulary_size, config.text_width)
-        self.word_position = nn.Parameter(
-            0.02 * torch.randn(config.max_prompt_tokens, config.text_width)
+        small = config.text_expert == "small"
+        self.word_position = None
+        if small:
+            self.word_position = nn.Parameter(
+                0.02 * torch.randn(config.max_prompt_tokens, config.text_width)
+            )
+        self.prompt_encoder = PromptEncoder(
+            config.text_width, config.num_heads, config.prompt_depth, config.max_prompt_tokens
         )
-        self.image_blocks = nn.ModuleList(ImageExpertBlock(config) for _ in range(config.depth))
-        self.text_blocks = nn.ModuleList(TextExpertBlock(config) for _ in range(config.depth))
+        self.image_blocks = nn.ModuleList(
+            ImageExpertBlock(width, config.num_heads, config.hidden_width)
+            for _ in range(config.depth)
+        )
+        self.text_blocks = nn.ModuleList(_text_block(config) for _ in range(config.depth))
         self.time = TimestepEmbedding(width)
         self.to_modulation = nn.Linear(width, 6 * width)
         self.norm = RMSNorm(width)
@@ -178,23 +152,38 @@ class TextDenoiser(nn.Module):
         self.register_buffer(
             "rotary", rotary_table(square, width // config.num_heads), persistent=False
         )
+        head_width, length = width // config.num_heads, config.max_prompt_tokens
+        text_table = None if small else sequence_table(length, head_width, config.text_theta)
+        self.register_buffer("text_table", text_table, persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.prompt_encoder.start_as_identity()
         nn.init.normal_(self.words.weight, std=0.5)
         # adaLN-zero: every block starts as identity and the predicted velocity at zero.
         for layer in (self.to_modulation, self.final_modulation, self.to_velocity):
             nn.init.zeros_(layer.weight)
 
+    def freeze_text(self) -> None:
+        """Stop training the text expert, but not how the image expert sees its keys."""
+        for part in (self.words, self.prompt_encoder, self.text_blocks):
+            part.requires_grad_(False)
+        if self.word_position is not None:
+            self.word_position.requires_grad_(False)
+        for block in self.text_blocks:
+            if isinstance(block, Qwen2Block):
+                block.key_norm.requires_grad_(True)
+
     def prefill(self, prompt_tokens: Tensor, source_latents: Tensor | None = None) -> TextContext:
         """Keys and values of prompt and source, computed once per request.
 
         Args:
-            prompt_tokens: (R, T) int64 ids from `PromptTokenizer`, padded with 0.
+            prompt_tokens: (R, T) int64 ids from the bundle's tokenizer, padded with pad_id.
             source_latents: (R, C, h, w) clean normalized latents for edits, or None.
 
         Raises:
@@ -220,8 +209,8 @@ class TextDenoiser(nn.Module):
         # The meta device has no values, so there every column counts.
         length = num_tokens
         if not prompt_tokens.is_meta:
-            length = max(1, int((prompt_tokens != PAD_ID).sum(1).max()))
-        text_mask = prompt_tokens[:, :length] != PAD_ID
+            length = max(1, int((prompt_tokens != config.pad_id).sum(1).max()))
+        text_mask = prompt_tokens[:, :length] != config.pad_id
         keys, values = self._prefill_layers(prompt_tokens[:, :length], text_mask, images)
         padding = config.max_prompt_tokens - length
         missing = 0 if images is not None else config.num_image_tokens
@@ -235,10 +224,15 @@ class TextDenoiser(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (R, depth, H, [S +] length, D) of source tokens and prompt."""
         length = prompt_tokens.shape[1]
-        text = self.words(prompt_tokens) + self.word_position[:length]
+        text, table = self.words(prompt_tokens.clamp(min=0)), self.text_table
+        if self.word_position is not None:
+            text = text + self.word_position[:length]
+        if table is not None:
+            table = table[:, :length]
         causal = torch.ones(length, length, dtype=torch.bool, device=text.device).tril()
         # A padded query keeps itself as a key, or its softmax would have none.
         own = torch.eye(length, dtype=torch.bool, device=text.device)
+        text = self.prompt_encoder(text, (text_mask[:, None, :] | own)[:, None])
         text_see = (causal & text_mask[:, None, :]) | own
         modulation = None
         if images is not None:
@@ -247,14 +241,13 @@ class TextDenoiser(nn.Module):
         keys, values = [], []
         for image_block, text_block in zip(self.image_blocks, self.text_blocks, strict=True):
             assert isinstance(image_block, ImageExpertBlock)
-            assert isinstance(text_block, TextExpertBlock)
-            q, k, v = text_block.attn.project(text_block.norm1(text))
+            assert isinstance(text_block, TextExpertBlock | Qwen2Block)
+            q, k, v = text_block.project(text, table)
             if images is not None and modulation is not None:
                 images, image_k, image_v = image_block(images, modulation, self.rotary)
                 k, v = torch.cat([image_k, k], dim=2), torch.cat([image_v, v], dim=2)
-            text = text + text_block.attn.attend(q, k, v, text_see[:, None])
-            text = text + text_block.mlp(text_block.norm2(text))
-            keys.append(k)
+            text = text_block.finish(text, q, k, v, text_see[:, None])
+            keys.append(text_block.shown_keys(k, k.shape[2] - length))
             values.append(v)
         return torch.stack(keys, dim=1), torch.stack(values, dim=1)
 
@@ -266,8 +259,9 @@ class TextDenoiser(nn.Module):
         modulation = self._modulation(time)
         own = context.mask.new_ones(len(x), config.num_image_tokens)
         mask = torch.cat([context.mask, own], dim=1)[:, None, None]  # (R, 1, 1, N + S)
-        for layer, block in enumerate(self.image_blocks):
-            past = (context.keys[:, layer], context.values[:, layer])
+        # Unbound once: the gradient of an index per layer would fill the whole stack per layer.
+        pasts = zip(context.keys.unbind(1), context.values.unbind(1), strict=True)
+        for block, past in zip(self.image_blocks, pasts, strict=True):
             tokens, _, _ = block(tokens, modulation, self.rotary, past, mask)
         shift, scale = self.final_modulation(functional.silu(time)).chunk(2, dim=-1)
         tokens = self.to_velocity(modulate(self.norm(tokens), shift, scale))

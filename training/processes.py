@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from training.config import ComputeConfig
+from training.onednn import has_onednn, use_onednn
 
 # Longer than the encoding of a pool, which one process does while the others wait.
 _TIMEOUT = timedelta(hours=3)
@@ -58,7 +59,7 @@ class Processes:
         """Joins the others, which takes all of them.
 
         Raises:
-            ComputeError: the config asks for a GPU and there is none.
+            ComputeError: the config asks for a GPU or for kernels that are not there.
         """
         self.config = config
         self.num_processes, self.rank = num_processes(), int(os.environ.get("RANK", "0"))
@@ -68,8 +69,16 @@ class Processes:
                 raise ComputeError("compute.device is gpu, and torch sees no CUDA device here")
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
+        if config.cpu_kernels == "onednn" and not has_onednn():
+            raise ComputeError("compute.cpu_kernels is onednn, and this build of torch has none")
         if self.num_processes > 1:
             PartialState(cpu=config.device == "cpu", timeout=_TIMEOUT)
+
+    def place(self, module: nn.Module) -> None:
+        """Move a module to the device and let it compute as the config says."""
+        module.to(self.device)
+        if self.config.cpu_kernels == "onednn" and self.device.type == "cpu":
+            use_onednn(module)
 
     @property
     def is_first(self) -> bool:

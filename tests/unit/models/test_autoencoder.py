@@ -1,6 +1,6 @@
 """Tokenizer: shapes, normalization, posterior, files."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +126,46 @@ def test_manifests_that_do_not_fit(change: dict[str, Any], message: str) -> None
     fields = {name: part for name, part in (parts | change).items() if part is not None}
     with pytest.raises(BundleError, match=message):
         RPiAEConfig.from_fields(fields)
+
+
+IDENTITY = replace(
+    SMALL, bridge=BridgeConfig(kind="identity", token_width=32, latent_width=32, num_heads=4)
+)
+
+
+def test_latents_of_an_identity_bridge_are_the_tokens() -> None:
+    model = RPiAE(IDENTITY).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 32, 32)
+    tokens = model.encoder(images)
+    posterior = model.encode(images).latent_dist
+    assert posterior.mean.flatten(2).transpose(1, 2).equal(tokens)
+    assert torch.allclose(posterior.sample(), posterior.mean, atol=1e-5)
+    assert model.decode(posterior.mean).sample.equal(model.decoder(tokens, (4, 4)))
+    assert model.latent_shape == (32, 4, 4)
+    assert {name for name, _ in model.named_parameters() if "bridge" in name} == set()
+
+
+def test_an_identity_bridge_comes_back_from_its_folder(tmp_path: Path) -> None:
+    model = RPiAE(IDENTITY).eval()
+    model.set_normalization([0.5], [2.0])
+    model.save_pretrained(tmp_path / "tokens")
+    again = RPiAE.from_pretrained(tmp_path / "tokens")
+    assert again.config == IDENTITY
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert again.encode(images).latent_dist.mean.equal(model.encode(images).latent_dist.mean)
+
+
+def test_a_manifest_that_names_no_kind_of_bridge_means_the_transformer() -> None:
+    fields = {name: asdict(getattr(SMALL, name)) for name in ("encoder", "bridge", "decoder")}
+    assert fields["bridge"].pop("kind") == "transformer"
+    assert RPiAEConfig.from_fields(fields) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"kind": "identity"}, "needs latent_width 32 = token_width 192"), ({"kind": "none"}, "none")],
+)
+def test_a_bridge_that_cannot_be_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        BridgeConfig(**fields)

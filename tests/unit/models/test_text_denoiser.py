@@ -1,10 +1,13 @@
 """The two-expert denoiser: what sees what, and rows that do not see each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from models.text import PAD_ID
-from models.text_denoiser import TextContext, TextDenoiser, TextDenoiserConfig
+from models.text_context import TextContext
+from models.text_denoiser import TextDenoiser, TextDenoiserConfig
 
 CONFIG = TextDenoiserConfig(
     latent_channels=4,
@@ -19,10 +22,10 @@ CONFIG = TextDenoiserConfig(
 )
 
 
-@pytest.fixture
-def denoiser() -> TextDenoiser:
+@pytest.fixture(params=[0, 2], ids=["causal words", "words that see each other first"])
+def denoiser(request: pytest.FixtureRequest) -> TextDenoiser:
     torch.manual_seed(0)
-    model = TextDenoiser(CONFIG).eval().requires_grad_(False)
+    model = TextDenoiser(replace(CONFIG, prompt_depth=request.param)).eval().requires_grad_(False)
     for parameter in model.parameters():  # zero-initialised parts must take part in the test
         parameter.add_(0.05 * torch.randn_like(parameter))
     return model
@@ -78,7 +81,9 @@ def test_prompt_source_and_time_all_matter(denoiser: TextDenoiser) -> None:
         assert (changed - base).abs().max() > 1e-3
 
 
-def test_text_is_causal(denoiser: TextDenoiser) -> None:
+def test_text_is_causal() -> None:
+    torch.manual_seed(0)
+    denoiser = TextDenoiser(CONFIG)
     prompts, *_ = _inputs(1)
     changed = prompts.clone()
     changed[0, 4] = prompts[0, 4] % 9 + 1
@@ -96,3 +101,39 @@ def test_bad_shapes_are_named(denoiser: TextDenoiser) -> None:
         denoiser.prefill(prompts, source[:, :2])
     with pytest.raises(ValueError, match="not divisible by patch_size"):
         TextDenoiserConfig(latent_side=7)
+
+
+def test_a_prompt_encoder_starts_as_identity_and_then_looks_ahead() -> None:
+    torch.manual_seed(0)
+    plain = TextDenoiser(CONFIG)
+    deep = TextDenoiser(replace(CONFIG, prompt_depth=2))
+    deep.load_state_dict(plain.state_dict(), strict=False)
+    prompts, _, _, _ = _inputs(3)
+    torch.testing.assert_close(deep.prefill(prompts).keys, plain.prefill(prompts).keys)
+
+    other = prompts.clone()
+    other[0, 5] = 3 + (prompts[0, 5] - 2) % 7  # another last word
+    first_word = CONFIG.num_image_tokens
+    for model in (plain, deep):
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    changed = [
+        not torch.equal(
+            model.prefill(prompts).keys[0, :, :, first_word],
+            model.prefill(other).keys[0, :, :, first_word],
+        )
+        for model in (plain, deep)
+    ]
+    assert changed == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt_depth": -1}, "prompt_depth"),
+        ({"prompt_depth": 1, "text_width": 18, "num_heads": 2}, "text_width 18"),
+    ],
+)
+def test_a_prompt_encoder_that_cannot_be_is_named(fields: dict[str, int], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(CONFIG, **fields)
