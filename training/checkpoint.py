@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from models.weights import load_weights
 
 _log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 2**22
 
 
 Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
@@ -94,11 +97,22 @@ def _write_files(
         path = directory / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         _sync(path)
-    state["bytes"] = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+    paths = sorted(directory.iterdir())
+    state["bytes"] = {path.name: path.stat().st_size for path in paths}
+    state["crc32"] = {path.name: _checksum(path) for path in paths}
     text = json.dumps(state, indent=1) + "\n"
     (directory / "state.json").write_text(text, encoding="utf-8")
     _sync(directory / "state.json")
     _sync(directory)
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file, as eight hex digits. Against accidents, not against forgery."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
 
 
 def _sync(path: Path) -> None:
@@ -110,10 +124,13 @@ def _sync(path: Path) -> None:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, as far as names and sizes of its files tell; None: whole."""
+    """What is wrong with a checkpoint, as far as its list of files tells; None: whole.
+
+    The list has their sizes and checksums; those of older versions lack the checksums, or both.
+    """
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        sizes = state.get("bytes", {})
+        sizes, checksums = state.get("bytes", {}), state.get("crc32", {})
     except FileNotFoundError:
         return f"{checkpoint}/state.json is missing"
     except (OSError, ValueError, AttributeError) as error:
@@ -124,6 +141,14 @@ def _damage(checkpoint: Path) -> str | None:
             return f"{path} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size} of its {size} bytes"
+    for name, checksum in checksums.items():
+        path = checkpoint / name
+        try:
+            found = _checksum(path)
+        except OSError as error:
+            return f"{path} cannot be read: {error}"
+        if found != checksum:
+            return f"{path} is corrupt: its CRC-32 is {found}, {checksum} when it was written"
     return None
 
 

@@ -44,6 +44,11 @@ def _draw_entry(sheet: Image.Image, entry: SheetEntry, left: int, top: int, widt
 
 def save_sheet(path: Path, rows: Sequence[Sequence[SheetEntry]]) -> None:
     """Writes a PNG with the entries of each row side by side."""
+    sheet_image(rows).save(path, optimize=True)
+
+
+def sheet_image(rows: Sequence[Sequence[SheetEntry]]) -> Image.Image:
+    """The entries of each row side by side."""
     rows = [row for row in rows if row]
     sizes = [[_size(entry) for entry in row] for row in rows]
     width = max(sum(w + _MARGIN for w, _ in row) for row in sizes) + _MARGIN
@@ -56,7 +61,7 @@ def save_sheet(path: Path, rows: Sequence[Sequence[SheetEntry]]) -> None:
             _draw_entry(sheet, entry, left, top, entry_width)
             left += entry_width + _MARGIN
         top += height
-    sheet.save(path, optimize=True)
+    return sheet
 
 
 def _size(entry: SheetEntry) -> tuple[int, int]:

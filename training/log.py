@@ -1,4 +1,4 @@
-"""A run's record: JSON lines, tensorboard curves, a progress bar."""
+"""A run's record: JSON lines, tensorboard curves, sample grids, a progress bar."""
 
 import json
 import time
@@ -6,7 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SAMPLES_FOLDER = "samples"
 
 
 class RunLog:
@@ -75,6 +79,13 @@ class RunLog:
         self._progress.update(self._task, completed=step + 1, note=note)
         self._sums, self._counts, self._count = {}, {}, 0
         self._since = time.perf_counter()
+
+    def grid(self, num_steps: int, image: Image.Image) -> None:
+        """Record what the run paints after `num_steps` steps: `samples/step-<number>.png`."""
+        folder = self._directory / SAMPLES_FOLDER
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"step-{num_steps:07}.png", optimize=True)
+        self._writer.add_image("samples", np.asarray(image), num_steps, dataformats="HWC")
 
 
 def _drop_after(path: Path, step: int) -> None:

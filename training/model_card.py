@@ -12,6 +12,15 @@ _PROMPTS = {
     "count_of_three": "three equal shapes",
     "one_thing": "one everyday thing",
 }
+_GENEVAL = {
+    "single_object": "single object",
+    "two_objects": "two objects",
+    "counting": "counting",
+    "colors": "colours",
+    "position": "position",
+    "color_attribution": "colour attribution",
+}
+_LOSSES = {"perceptual": "perceptual term", "discriminator": "discriminator"}
 _KINDS_OF_DRAWING = {
     "shapes": "shapes",
     "things": "everyday things",
@@ -52,17 +61,48 @@ def quality_table(report: dict[str, Any]) -> str:
         ]
         for kind, row in report["edits"].items()
     ]
-    found = report["reconstruction"]
     parts = [_table(["prompts", "shown, in colour", "background", "strictly"], prompts)]
+    parts += _geneval(report)
     if edits:
         heading = ["edits", "change made", "strictly", "rest kept (encoded and decoded alone)"]
         parts.append(_table(heading, edits))
-    parts.append(
-        f"Reconstruction of {found['num_scenes']} scenes: PSNR {found['psnr_db']:.1f} dB, "
-        f"SSIM {found['ssim']:.3f}."
-    )
+    parts.append(_reconstruction(report))
     parts += _tokens_and_pictures(report)
     return "\n\n".join(parts)
+
+
+def _geneval(report: dict[str, Any]) -> list[str]:
+    """Table of GenEval's categories and what it leaves out, where the report has them."""
+    found = report.get("geneval")
+    if not found:
+        return []
+    rows = [[_GENEVAL.get(name, name), _rate(rate)] for name, rate in found["categories"].items()]
+    rows.append([f"mean of {len(rows)}", _rate(found["overall"])])
+    heading = [f"GenEval's categories ({found['num_prompts']} prompts each)", "right"]
+    parts = [_table(heading, rows)]
+    if found["absent"]:
+        absent = ", ".join(_GENEVAL.get(name, name) for name in found["absent"])
+        parts.append(f"Not among what the model was trained to draw: {absent}.")
+    return parts
+
+
+def _reconstruction(report: dict[str, Any]) -> str:
+    found, weights = report["reconstruction"], report.get("lpips_weights")
+    lpips = f", LPIPS {found['lpips']:.4f} ({' and '.join(weights)})" if weights else ""
+    return (
+        f"Reconstruction of {found['num_scenes']} scenes: PSNR {found['psnr_db']:.1f} dB, "
+        f"SSIM {found['ssim']:.3f}{lpips}."
+    )
+
+
+def _losses(manifest: Manifest) -> list[str]:
+    """A list of what each run's losses looked through, for those that recorded it."""
+    lines = []
+    for stage in manifest.training["stages"]:
+        if used := stage.get("used"):
+            words = [f"{_LOSSES.get(name, name)}: {value}" for name, value in used.items()]
+            lines.append(f"- {stage['name']}: {'; '.join(words)}")
+    return ["\n".join(lines)] if lines else []
 
 
 def _tokens_and_pictures(report: dict[str, Any]) -> list[str]:
@@ -74,7 +114,9 @@ def _tokens_and_pictures(report: dict[str, Any]) -> list[str]:
             f"Linear probe of the encoder's tokens, {probe['num_train_scenes']} scenes to learn "
             f"from, {probe['num_test_scenes']} others to be tested on: {', '.join(rates)}."
         )
-    if frechet := report.get("frechet"):
+    for key in ("frechet", "frechet_inception"):
+        if not (frechet := report.get(key)):
+            continue
         sentences.append(
             f"Frechet distance in {frechet['features']} of {frechet['num_pictures']} pictures from "
             f"{frechet['num_references']} true ones: {frechet['distance']:.2f}; of as many true "
@@ -153,6 +195,7 @@ def model_card(manifest: Manifest, report: dict[str, Any]) -> str:
         "![samples](samples.png)",
         "## How it was trained",
         _stage_table(training["stages"]),
+        *_losses(manifest),
         f"On {machine}, torch {training['versions']['torch']}, revision "
         f"{training['revision'][:10]}. Times are those of the steps, without making the data pool. "
         "The manifest holds every stage's settings; `rpiae train stickers` repeats them.",

@@ -48,17 +48,17 @@ def quality_block(directory: str, manifest: Manifest, report: dict[str, Any]) ->
     )
 
 
-def fill(text: str, block: str) -> str:
-    """`text` with `block` between the markers.
+def fill(text: str, block: str, first: str = START, last: str = END) -> str:
+    """`text` with `block` between the markers `first` and `last`.
 
     Raises:
         ValueError: not exactly one pair of markers, in that order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in rest or END in after:
-        raise ValueError(f"the README needs one {START} and, below it, one {END}")
-    return f"{before}{START}\n\n{block}\n\n{END}{after}"
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not start or not end or first in rest or last in after:
+        raise ValueError(f"the README needs one {first} and, below it, one {last}")
+    return f"{before}{first}\n\n{block}\n\n{last}{after}"
 
 
 def outdated(readme: Path, directory: Path) -> dict[Path, str]:

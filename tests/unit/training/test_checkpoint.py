@@ -108,6 +108,39 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert read_state(old)["step"] == 1
 
 
+def flip_one_bit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["layer.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("place", [0, 12_345, -1])
+def test_a_flipped_bit_gives_way_to_the_checkpoint_before(
+    saved_twice: Training, name: str, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved_twice.directory / "checkpoint" / name
+    flip_one_bit(path, place)
+    assert saved_twice.resume() == 1
+    assert f"checkpoint/{name} is corrupt: its CRC-32 is " in caplog.text
+    assert "checkpoint.old instead" in caplog.text
+    saved_twice.save(2)  # the good spare is not displaced by the corrupt one
+    assert read_state(saved_twice.directory / "checkpoint.old")["step"] == 1
+    flip_one_bit(path, place)
+    flip_one_bit(saved_twice.directory / "checkpoint.old" / name, place)
+    with pytest.raises(CheckpointError, match=rf"checkpoint.old/{name} is corrupt"):
+        saved_twice.resume()
+
+
+def test_a_checkpoint_without_checksums_is_still_good(saved_twice: Training) -> None:
+    path = saved_twice.directory / "checkpoint" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["crc32"].keys() == state["bytes"].keys()
+    del state["crc32"]
+    path.write_text(json.dumps(state))
+    assert saved_twice.resume() == 2
+
+
 def test_when_all_are_damaged_the_files_are_named(saved_twice: Training) -> None:
     for folder in ("checkpoint", "checkpoint.old"):
         path = saved_twice.directory / folder / "layer.safetensors"

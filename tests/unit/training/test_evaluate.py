@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from models.manifest import BundleError, read_manifest, write_manifest
+from training import perceptual
 from training.editing import EditCase, change_reached, held_out_edits
 from training.evaluate import evaluate_bundle, summary
 from training.following import categories, follow_prompts, held_out_prompts, rates
+from training.geneval import CATEGORIES
+from training.inception import Inception
 from training.judge import Judge
 from training.painting import Picture
 from training.readme import END, START, fill, outdated
@@ -89,9 +94,40 @@ def test_unchanged_pixels_are_those_of_both_pictures() -> None:
     np.testing.assert_array_equal(case.source[case.unchanged], case.target[case.unchanged])
 
 
-def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def small_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Files of an LPIPS whose VGG has five convolutions of four channels."""
+    monkeypatch.setattr(perceptual, "_VGG16", (4, 0, 4, 0, 4, 0, 4, 0, 4))
+    monkeypatch.setattr(perceptual, "_WIDTHS", (4, 4, 4, 4, 4))
+    torch.manual_seed(0)
+    state = perceptual.Lpips().state_dict()
+    heads = {
+        f"lin{index}.model.1.weight": state.pop(f"heads.{index}.weight").abs() for index in range(5)
+    }
+    files = tmp_path / "vgg.safetensors", tmp_path / "heads.safetensors"
+    for tensors, path in zip((state, heads), files, strict=True):
+        save_file(tensors, path)
+    return files
+
+
+def test_a_bundle_is_measured_and_its_records_agree(
+    tiny_stickers: Path,
+    small_lpips: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = read_manifest(tiny_stickers)
-    report = evaluate_bundle(tiny_stickers, num_prompts=3, num_scenes=3, num_edits=2, seed=5)
+    monkeypatch.setattr(Inception, "load", lambda path: lambda images: images.mean((2, 3)))
+    numbers = {"num_prompts": 3, "num_scenes": 3, "num_edits": 2, "num_geneval": 2}
+    report = evaluate_bundle(
+        tiny_stickers,
+        **numbers,
+        seed=5,
+        lpips_weights=small_lpips,
+        inception_weights=Path("inception.pth"),
+    )
+    assert report["lpips_weights"] == ["vgg.safetensors", "heads.safetensors"]
+    assert 0 < report["reconstruction"]["lpips"] < 10
     assert report["prompts"]["one_shape"]["num_prompts"] == 3
     assert report["prompts"]["two_shapes"]["num_prompts"] == 1
     assert set(report["edits"]) == set(SHAPES_WORLD.edit_kinds)
@@ -104,16 +140,31 @@ def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_pat
     strict = report["prompts"]["one_shape"]["strict"]
     assert 0 <= strict["low"] <= strict["rate"] <= strict["high"] <= 1
     assert {"revision", "hardware", "versions", "seed"} <= report.keys()
+    found = report["geneval"]
+    assert list(found["categories"]) == [name for name in CATEGORIES if name != "counting"]
+    assert found["absent"] == ["counting"]
+    rates_found = [row["rate"] for row in found["categories"].values()]
+    assert found["overall"]["rate"] == pytest.approx(sum(rates_found) / 5)
+    assert summary(report)["geneval"]["categories"]["colors"] == rates_found[2]
+    assert report["losses"]["tiny-pivot"]["perceptual"].startswith("gradient L1")
     frechet = report["frechet"]
     assert frechet["features"] == "picture_statistics"
     assert (frechet["num_pictures"], frechet["num_references"]) == (4, 12)
     assert frechet["distance"] > frechet["true_pictures"] > 0
+    other = report["frechet_inception"]
+    assert (other["num_pictures"], other["num_references"]) == (4, 12)
+    assert other["distance"] > other["true_pictures"] > 0
     probe = report["linear_probe"]
     assert (probe["num_train_scenes"], probe["num_test_scenes"]) == (3, 1)
     for target in ("kind", "color", "background"):
         assert 0 <= probe[target]["low"] <= probe[target]["rate"] <= probe[target]["high"] <= 1
     titles = [table.title for table in tables(report)]
-    assert titles[3:] == ["linear probe of the tokens", "Frechet distance in picture_statistics"]
+    assert titles[2] == "GenEval's categories, 2 prompts each"
+    assert titles[4:] == [
+        "linear probe of the tokens",
+        "Frechet distance in picture_statistics",
+        "Frechet distance in pool features of Inception, inception.pth",
+    ]
 
     assert json.loads((tiny_stickers / "report.json").read_text()) == report
     after = read_manifest(tiny_stickers)
@@ -130,6 +181,12 @@ def test_a_bundle_is_measured_and_its_records_agree(tiny_stickers: Path, tmp_pat
     assert {path.name for path in files} == {"README.md"}
     assert outdated(readme, tiny_stickers) == {}
     assert "| one shape (3) |" in readme.read_text()
+    assert "| GenEval's categories (2 prompts each) | right |" in readme.read_text()
+    assert "Not among what the model was trained to draw: counting." in readme.read_text()
+    assert ", LPIPS 0." in readme.read_text()
+    assert "(vgg.safetensors and heads.safetensors)." in readme.read_text()
+    card = (tiny_stickers / "README.md").read_text()
+    assert "- tiny-decoder: perceptual term: gradient L1, which stands in for LPIPS" in card
     assert "of 4 pictures from 12 true ones" in readme.read_text()
     assert "Linear probe of the encoder's tokens, 3 scenes to learn from" in readme.read_text()
 
@@ -138,9 +195,13 @@ def test_one_picture_has_no_frechet_distance(tiny_stickers: Path) -> None:
     manifest = read_manifest(tiny_stickers)
     draws = manifest.draws | {"max_items": 1}
     write_manifest(tiny_stickers, manifest.model_copy(update={"draws": draws}))
-    report = evaluate_bundle(tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1)
+    report = evaluate_bundle(tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1, num_geneval=0)
     assert list(report["prompts"]) == ["one_shape"]
     assert report["frechet"] is None
+    assert report["geneval"] is None
+    assert report["frechet_inception"] is None
+    assert report["lpips_weights"] is None
+    assert "lpips" not in report["reconstruction"]
     assert [table.title for table in tables(report)][-1] == "linear probe of the tokens"
     assert read_manifest(tiny_stickers).quality == summary(report)
 
@@ -149,7 +210,13 @@ def test_measuring_may_leave_the_bundle_alone(tiny_stickers: Path) -> None:
     before = {path: path.read_bytes() for path in tiny_stickers.iterdir()}
     options = {"num_steps": 1, "guidance_scale": 1.0, "image_guidance_scale": 2.0}
     report = evaluate_bundle(
-        tiny_stickers, num_prompts=1, num_scenes=1, num_edits=1, write=False, **options
+        tiny_stickers,
+        num_prompts=1,
+        num_scenes=1,
+        num_edits=1,
+        num_geneval=1,
+        write=False,
+        **options,
     )
     assert report["options"] == options
     assert {path: path.read_bytes() for path in tiny_stickers.iterdir()} == before
@@ -157,7 +224,9 @@ def test_measuring_may_leave_the_bundle_alone(tiny_stickers: Path) -> None:
 
 def test_the_same_seed_measures_the_same(tiny_stickers: Path) -> None:
     first, second = (
-        evaluate_bundle(tiny_stickers, num_prompts=2, num_scenes=2, num_edits=1, write=False)
+        evaluate_bundle(
+            tiny_stickers, num_prompts=2, num_scenes=2, num_edits=1, num_geneval=2, write=False
+        )
         for _ in range(2)
     )
     assert first | {"seconds": 0} == second | {"seconds": 0}
