@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.autoencoder import RPiAE
+from models.positions import patchify
 from models.weights import load_weights
 from training.batches import torch_generator
 from training.checkpoint import resume, save_checkpoint
@@ -25,8 +26,17 @@ from training.losses import kl_mean, noise_tokens
 from training.optim import make_optimizer, update
 from training.processes import Processes
 from training.run import Run
+from training.sample_grids import reconstruction_grids
 
 INIT_IMAGES = 1024
+
+
+def start_bridge(config: AutoencoderConfig, model: RPiAE, images: Tensor, tokens: Tensor) -> None:
+    """The closed-form start for images (B, 3, H, W) and their tokens (B * N, C)."""
+    weight, patches = config.start_pixel_weight, None
+    if weight > 0:
+        patches = patchify(2 * images - 1, config.model.decoder.patch_size).flatten(0, 1)
+    initialise_bridge(model.bridge_encoder, model.bridge_decoder, tokens, patches, weight)
 
 
 def bridge_loss(
@@ -81,13 +91,14 @@ def main(config: AutoencoderConfig, run: Run) -> None:
         images = source.initial(INIT_IMAGES, 2)
         with torch.no_grad():
             tokens = model.encoder(images).flatten(0, 1)
-        initialise_bridge(model.bridge_encoder, model.bridge_decoder, tokens)
-    model.to(processes.device)
+        start_bridge(config, model, images, tokens)
+    processes.place(model)
     bridge = [*model.bridge_encoder.parameters(), *model.bridge_decoder.parameters()]
     optimizer = make_optimizer(bridge, config.optim)
     averages = Averages({"autoencoder": model}, config.ema_decay)
     modules = {"autoencoder": model} | averages.modules
     first, _ = resume(run.directory, modules, optimizer, config)
+    grids = reconstruction_grids(config, source, modules)
     new_log = partial(RunLog, run.directory, config.name, config.steps, first_step=first)
     with new_log() if processes.is_first else nullcontext() as log:
         for step in range(first, config.steps):
@@ -102,5 +113,6 @@ def main(config: AutoencoderConfig, run: Run) -> None:
             if log is None:
                 continue
             log.step(step, config.batch_size, **terms)
+            grids.after(step, log)
             if run.is_due(step + 1):
                 save_checkpoint(run.directory, step + 1, modules, optimizer, config)

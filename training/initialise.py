@@ -81,17 +81,50 @@ def initialise_encoder(encoder: SmallViT, images: Tensor, num_components: int) -
     encoder.position.zero_()
 
 
+def painting_components(
+    tokens: Tensor, pixels: Tensor, pixel_weight: float, num_components: int
+) -> tuple[Tensor, Tensor]:
+    """Linear maps (k, C) to latents and (C, k) back, for tokens (n, C) and their pixels (n, m).
+
+    They lose least of the tokens' squares plus `pixel_weight` squared times those of the pixels
+    that a linear map reads from the tokens: reduced-rank regression, here of A t on t, where A
+    stacks the identity and that map. Weight 0 gives the half-whitened principal components.
+    Source: Izenman 1975 (doi 10.1016/0047-259X(75)90042-1).
+    """
+    weight, _ = ridge(tokens, pixels)
+    x = tokens.double() - tokens.double().mean(0)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    std = values.clamp(min=1e-12).sqrt()
+    root, inverse = ((vectors * power) @ vectors.T for power in (std, 1 / std))
+    wanted = torch.cat([torch.eye(len(root)).to(root), pixel_weight * weight.double()])
+    _, gains, rows = torch.linalg.svd(wanted @ root, full_matrices=False)
+    gains, rows = gains[:num_components, None].sqrt(), rows[:num_components]
+    return (gains * rows @ inverse).float(), (root @ rows.T / gains.T).float()
+
+
 @torch.no_grad()
-def initialise_bridge(encoder: BridgeEncoder, decoder: BridgeDecoder, tokens: Tensor) -> None:
-    """Mean head = half-whitened principal components of tokens (n, C); decoder = their inverse."""
+def initialise_bridge(
+    encoder: BridgeEncoder,
+    decoder: BridgeDecoder,
+    tokens: Tensor,
+    pixels: Tensor | None = None,
+    pixel_weight: float = 0.0,
+) -> None:
+    """Mean head = half-whitened principal components of tokens (n, C); decoder = their inverse.
+
+    With a pixel_weight, `painting_components` instead, pixels (n, m) in [-1, 1] being those of each
+    token's patch: a pretrained encoder varies most in what things are, least in how they look.
+    """
     width = decoder.in_proj.in_features
     components = principal_components(tokens, width)
     scale = components.std.sqrt()[:, None]
-    project = components.directions / scale
+    project, restore = components.directions / scale, (components.directions * scale).T
+    if pixels is not None and pixel_weight > 0:
+        project, restore = painting_components(tokens, pixels, pixel_weight, width)
     nn.init.zeros_(encoder.to_moments.weight)
     nn.init.constant_(encoder.to_moments.bias, -5.0)  # logvar: a narrow posterior
     set_linear(encoder.to_moments, project, -project @ components.mean)
-    set_linear(decoder.in_proj, (components.directions * scale).T, components.mean)
+    set_linear(decoder.in_proj, restore, components.mean)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from training.perceptual import ImageLoss, make_image_loss
 from training.pretrained import load_pretrained_encoder
 from training.processes import Processes
 from training.run import Run
+from training.sample_grids import reconstruction_grids
 
 INIT_IMAGES = 2048
 
@@ -87,6 +88,32 @@ def pivot_weight(
     return float(weight)
 
 
+def backward_with_pivot(
+    config: AutoencoderConfig,
+    encoder: nn.Module,
+    tokens: Tensor,
+    loss_grad: Tensor,
+    image_grad: Tensor,
+    anchor: Tensor,
+    share: float,
+    step: int,
+    processes: Processes,
+) -> tuple[Tensor, float]:
+    """Backpropagate through the encoder what the other losses and the weighted pivot ask for.
+
+    All (B, N, C): loss_grad is the gradient of the other losses at `tokens`, image_grad of those
+    that the pivot weighs against; anchor holds the replica's tokens. Returns this process's share
+    of the pivot loss, and its weight.
+    """
+    clean = tokens.detach().requires_grad_()
+    with processes.autocast():
+        distance = share * pivot_loss(clean, anchor)
+    (pivot_grad,) = torch.autograd.grad(distance, clean)
+    weight = pivot_weight(config, encoder, tokens, image_grad, pivot_grad, step, processes)
+    tokens.backward(loss_grad + weight * pivot_grad)
+    return distance, weight
+
+
 def pivot_step(
     config: AutoencoderConfig,
     encoder: nn.Module,
@@ -124,12 +151,11 @@ def pivot_step(
         loss.backward()
         assert leaf.grad is not None
         image_grad = leaf.grad
-    clean = tokens.detach().requires_grad_()
     with processes.autocast():
-        distance = share * pivot_loss(clean, replica(images))
-    (pivot_grad,) = torch.autograd.grad(distance, clean)
-    weight = pivot_weight(config, encoder, tokens, image_grad, pivot_grad, step, processes)
-    tokens.backward(leaf.grad + weight * pivot_grad)
+        anchor = replica(images)
+    distance, weight = backward_with_pivot(
+        config, encoder, tokens, leaf.grad, image_grad, anchor, share, step, processes
+    )
     processes.sum_gradients([*encoder.parameters(), *decoder.parameters()])
     image, pivot = (processes.sum(part.detach()).item() for part in (loss, distance))
     return {"image": image, "pivot": pivot, "pivot_weight": weight} | gan_terms
@@ -160,7 +186,7 @@ def main(config: AutoencoderConfig, run: Run) -> None:
             noised = noise_tokens(encoder(images), config.noise_tau, generator)
         initialise_decoder(decoder, noised, images)
     for module in (encoder, replica, decoder):
-        module.to(processes.device)
+        processes.place(module)
     image_loss, perceptual = make_image_loss(config)
     adversary = Adversary(config, replica.encoder, processes)
     modules = {"encoder": encoder, "decoder": decoder}
@@ -170,6 +196,7 @@ def main(config: AutoencoderConfig, run: Run) -> None:
     optimizers = {"optimizer": optimizer} | adversary.optimizers
     used = {"perceptual": perceptual, "discriminator": adversary.name}
     first, _ = resume(run.directory, modules, optimizers, config)
+    grids = reconstruction_grids(config, source, modules)
     new_log = partial(RunLog, run.directory, config.name, config.steps, first_step=first)
     with new_log() if processes.is_first else nullcontext() as log:
         for step in range(first, config.steps):
@@ -196,5 +223,6 @@ def main(config: AutoencoderConfig, run: Run) -> None:
             if log is None:
                 continue
             log.step(step, config.batch_size, **terms)
+            grids.after(step, log)
             if run.is_due(step + 1):
                 save_checkpoint(run.directory, step + 1, modules, optimizers, config, used)
