@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from models.bridge import Posterior
-from models.bundle import Bundle, Denoiser, load_bundle
+from models.bundle import Bundle, Denoiser, Tokenizer, load_bundle
 from models.class_labels import ClassEncoder
 from models.manifest import BundleError, Sampler, Task
 from models.sampler import SamplingOptions, generate_latents
-from models.text import PromptTokenizer
 from service.api.images.prompts import check_readable
 from service.api.images.sampling import sampling_params
 from service.api.job_group import require_task
@@ -159,7 +158,7 @@ class OfflineModel:
 
     def _check_request(
         self, task: Task, prompt: str, options: PictureOptions
-    ) -> tuple[Denoiser, PromptTokenizer | ClassEncoder]:
+    ) -> tuple[Denoiser, Tokenizer]:
         """What draws, once it is known to have the task and to read the prompts."""
         manifest = self.bundle.manifest
         require_task(manifest, task)

@@ -9,9 +9,16 @@ from torch import Tensor
 
 from training.captions import caption
 from training.rendering import PatchLabels, patch_labels, render
-from training.stickers import FULL_WORLD, SHAPES_WORLD, Scene, World, sample_scene
+from training.stickers import (
+    COUNTED_WORLD,
+    FULL_WORLD,
+    SHAPES_WORLD,
+    Scene,
+    World,
+    sample_scene,
+)
 
-WORLDS = {"shapes": SHAPES_WORLD, "full": FULL_WORLD}
+WORLDS = {"shapes": SHAPES_WORLD, "counted": COUNTED_WORLD, "full": FULL_WORLD}
 
 
 def random_generator(seed: int, stream: str, step: int) -> np.random.Generator:

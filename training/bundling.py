@@ -14,17 +14,14 @@ import torch
 from torch import nn
 
 from models.autoencoder import RPiAE, RPiAEConfig
-from models.bundle import save_bundle
-from models.manifest import Manifest
-from models.text_denoiser import TextDenoiser, TextDenoiserConfig
+from models.bundle import Bundle, save_bundle
+from models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from models.transport import default_shift
 from models.weights import load_weights
-from training.batches import WORLDS
+from training.bundled_denoiser import bundled_denoiser
 from training.checkpoint import CheckpointError, latest_checkpoint, read_state
 from training.ema import weights_file
-from training.pretrain import prompt_tokenizer
 from training.provenance import git_revision, hardware, versions
-from training.stickers import drawable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +54,11 @@ BUNDLES = {
         name="stickers-bundle",
         bundle="stickers",
         directory="bundles/stickers",
-        diffusion="stickers-diffusion",
+        diffusion="stickers-counted",
         decoder="stickers-decoder",
         description="Sticker scenes from words, and edits of them; trained by this repository.",
     )
 }
-
-
-def _restore(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """A flat config from JSON, where tuples have become lists."""
-    fixed = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
-    return cls(**fixed)
 
 
 def _autoencoder(checkpoint: Path) -> RPiAE:
@@ -80,7 +69,12 @@ def _autoencoder(checkpoint: Path) -> RPiAE:
     return model
 
 
-def _need_checkpoint(root: Path, name: str) -> Path:
+def need_checkpoint(root: Path, name: str) -> Path:
+    """Newest checkpoint of a run.
+
+    Raises:
+        CheckpointError: it has none.
+    """
     checkpoint = latest_checkpoint(root / name)
     if checkpoint is None:
         raise CheckpointError(
@@ -146,11 +140,19 @@ def _last_values(directory: Path) -> dict[str, float]:
     return {key: value for key, value in last.items() if key not in ("step", "samples_per_s")}
 
 
-def _stages(root: Path, name: str | None) -> list[dict[str, Any]]:
-    """What was run, first stage first, following each config's `after` from the run `name`."""
+def _used(extra: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What a run's losses looked through, as far as its checkpoint says so."""
+    used = {key: extra[key] for key in ("perceptual", "discriminator") if key in extra}
+    return {"used": used} if used else {}
+
+
+def stage_records(root: Path, name: str | None) -> list[dict[str, Any]]:
+    """What was run, first stage first, following each config's `after` from the run `name`, and
+    where it has one the run that it started from. A bundle brings its own records.
+    """
     found: list[dict[str, Any]] = []
     while name is not None:
-        state = read_state(_need_checkpoint(root, name))
+        state = read_state(need_checkpoint(root, name))
         config, step = state["config"], state["step"]
         found.insert(
             0,
@@ -161,39 +163,44 @@ def _stages(root: Path, name: str | None) -> list[dict[str, Any]]:
                 "seconds": round(training_seconds(root / name, config["batch_size"])),
                 "last": _last_values(root / name),
                 "config": config,
+                **_used(state["extra"]),
             },
         )
-        name = config["after"]
+        started = config.get("start_from")
+        name = started if started and latest_checkpoint(root / started) else config["after"]
+        if name is not None and (Path(name) / MANIFEST_NAME).is_file():
+            return [*read_manifest(Path(name)).training.get("stages", []), *found]
     return found
 
 
-def make_bundle(config: BundleConfig, root: Path) -> Manifest:
-    """Writes the bundle of the runs in `root`; they need not be finished.
+def assemble_bundle(config: BundleConfig, root: Path) -> Bundle:
+    """The bundle of the runs in `root`, which need not be finished; nothing is written.
+
+    Sizes and statistics of its manifest are not filled in.
 
     Raises:
         CheckpointError: a run is missing, or the two runs do not share encoder and bridge.
         BundleError: a checkpoint's weights do not fit its config.
     """
-    checkpoint = _need_checkpoint(root, config.diffusion)
-    settings = read_state(checkpoint)["config"]
+    checkpoint = need_checkpoint(root, config.diffusion)
     autoencoder = _autoencoder(checkpoint)
-    stages = _stages(root, config.diffusion)
+    stages = stage_records(root, config.diffusion)
     decoder = latest_checkpoint(root / config.decoder) if config.decoder else None
     if decoder is not None and config.decoder is not None:
         autoencoder = with_decoder_of(autoencoder, _autoencoder(decoder), config.decoder)
-        stages += _stages(root, config.decoder)[-1:]
-    denoiser = TextDenoiser(_restore(TextDenoiserConfig, settings["denoiser"]))
-    load_weights(denoiser, checkpoint / "ema.safetensors")
+        stages += stage_records(root, config.decoder)[-1:]
+    drawing = bundled_denoiser(checkpoint)
     shape = autoencoder.latent_shape
     draft = Manifest(
         name=config.bundle,
         description=config.description,
-        tasks=["generate", "edit", "variation", "encode", "decode"],
+        tasks=drawing.tasks,
         image_size=(1, 1),  # the three sizes and the statistics are filled in from the modules
         latent_shape=shape,
         latents_mean=[0.0],
         latents_std=[1.0],
-        timestep_shift=default_shift(shape),
+        timestep_shift=read_state(checkpoint)["config"].get("timestep_shift")
+        or default_shift(shape),
         default_steps=config.default_steps,
         default_guidance_scale=config.guidance_scale,
         default_image_guidance_scale=config.image_guidance_scale,
@@ -203,7 +210,20 @@ def make_bundle(config: BundleConfig, root: Path) -> Manifest:
             "versions": versions(),
             "stages": stages,
         },
-        draws=drawable(WORLDS[settings["world"]]),
+        **drawing.fields,
     )
-    tokenizer = prompt_tokenizer(denoiser.config.max_prompt_tokens)
-    return save_bundle(Path(config.directory), draft, autoencoder, denoiser, tokenizer)
+    return Bundle(draft, autoencoder.eval(), drawing.denoiser.eval(), drawing.tokenizer)
+
+
+def make_bundle(config: BundleConfig, root: Path) -> Manifest:
+    """Writes the bundle of the runs in `root`; they need not be finished.
+
+    Raises:
+        CheckpointError, BundleError: as `assemble_bundle`.
+    """
+    made = assemble_bundle(config, root)
+    assert made.denoiser is not None
+    assert made.tokenizer is not None
+    return save_bundle(
+        Path(config.directory), made.manifest, made.autoencoder, made.denoiser, made.tokenizer
+    )

@@ -38,6 +38,10 @@ def train_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: the preset's num_threads.")
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of all stages; from 1 on, names of runs end in it."),
+    ] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="Lists the presets.")] = False,
     dry_run: Annotated[
         bool,
@@ -46,7 +50,8 @@ def train_command(
 ) -> None:
     """Train a stage or resume it: the same command goes on where it was stopped.
 
-    `stickers` runs the whole chain and makes the bundle; finished stages are skipped.
+    `stickers` runs the whole chain and makes the bundle, `compare` trains all tokenizers that are
+    compared; finished stages are skipped.
     """
     from models.manifest import BundleError
     from training.checkpoint import CheckpointError
@@ -62,7 +67,7 @@ def train_command(
     if preset is None:
         _fail("which preset? `rpiae train --list` shows them")
     try:
-        for step in find_plan(preset, overrides or []):
+        for step in find_plan(preset, overrides or [], seed):
             if dry_run:
                 _show_costs(step)
             else:
@@ -149,12 +154,19 @@ def _config_table(config: Any) -> Table:
 
 
 def evaluate_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Folder of the bundle; `compare`: the runs of `train compare`.")
+    ],
     prompts: Annotated[
         int, typer.Option(min=1, help="Prompts with one shape; half as many of each other kind.")
     ] = 200,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes to encode and decode.")] = 500,
-    edits: Annotated[int, typer.Option(min=1, help="Edits of each kind.")] = 40,
+    edits: Annotated[
+        int | None, typer.Option(min=1, help="Edits of each kind; default: 40, of `compare` 20.")
+    ] = None,
+    geneval: Annotated[
+        int, typer.Option(min=0, help="Prompts in each of GenEval's categories; 0: none.")
+    ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the held-out samples.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps; default: the manifest's.")
@@ -165,29 +177,74 @@ def evaluate_command(
     image_guidance_scale: Annotated[
         float | None, typer.Option(min=0, help="For edits. Default: the manifest's.")
     ] = None,
+    vgg_weights: Annotated[
+        Path | None, typer.Option(help="File of torchvision's vgg16, for LPIPS.")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="File of LPIPS' linear heads for VGG16.")
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="File of the FID's InceptionV3, for that distance.")
+    ] = None,
     write: Annotated[
         bool, typer.Option(help="Write report, samples and the manifest's quality.")
     ] = True,
+    root: Annotated[Path, typer.Option(help="`compare`: folder of the runs.")] = Path("runs"),
 ) -> None:
-    """Measure a bundle on held-out scenes, prompts and edits, judged from pixels."""
+    """Measure a bundle on held-out scenes, prompts and edits, judged from pixels.
+
+    `compare` measures the compared tokenizers whose runs are finished and not yet measured.
+    """
     from models.manifest import BundleError
+    from training.checkpoint import CheckpointError
     from training.evaluate import evaluate_bundle
     from training.report_tables import tables
 
+    if bundle == Path("compare") and not bundle.exists():
+        numbers = {"prompts": prompts, "scenes": scenes, "edits": edits, "seed": seed}
+        scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+        _compare(root, **numbers, steps=steps, **scales)
+        return
+    if (vgg_weights is None) != (lpips_weights is None):
+        _fail("LPIPS needs both --vgg-weights and --lpips-weights")
     try:
         report = evaluate_bundle(
             bundle,
             num_prompts=prompts,
             num_scenes=scenes,
-            num_edits=edits,
+            num_edits=40 if edits is None else edits,
+            num_geneval=geneval,
             seed=seed,
             num_steps=steps,
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
+            lpips_weights=(vgg_weights, lpips_weights) if vgg_weights and lpips_weights else None,
+            inception_weights=inception_weights,
             write=write,
         )
-    except BundleError as error:
+    except (BundleError, CheckpointError) as error:
         _fail(str(error))
     console = Console()
     for table in tables(report):
+        console.print(table)
+
+
+def _compare(root: Path, **given: float | None) -> None:
+    """Measure what is new; numbers of samples that are not given are those of `Samples`."""
+    from models.manifest import BundleError
+    from training.checkpoint import CheckpointError
+    from training.comparison.measure import RESULTS, Samples, evaluate_comparison
+    from training.comparison.report import terminal_tables
+
+    console = Console()
+    samples = Samples(**{name: value for name, value in given.items() if value is not None})
+    try:
+        written = evaluate_comparison(
+            root, RESULTS, samples, on_result=lambda path: console.print(f"{path} written")
+        )
+    except (BundleError, CheckpointError) as error:
+        _fail(str(error))
+    if not written:
+        console.print(f"nothing new is finished in {root}: `rpiae train compare` trains, or --root")
+    for table in terminal_tables(RESULTS):
         console.print(table)

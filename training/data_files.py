@@ -5,7 +5,7 @@ from pathlib import Path
 from training.config import DataConfig
 from training.datasets import Collection, DataError
 from training.edit_pairs import EditLines, PairPictures
-from training.image_folder import ImageFolder
+from training.image_folder import ClassFolder, ImageFolder
 from training.shards import Shards
 
 
@@ -21,6 +21,18 @@ def image_collection(data: DataConfig) -> Collection:
     if data.kind == "shards":
         return Shards(data.path, num_workers=data.num_workers)
     return PairPictures(edit_collection(data))
+
+
+def class_collection(data: DataConfig) -> ClassFolder:
+    """Pictures with the number of their class, of a folder of folders.
+
+    Raises:
+        DataError: there are none, or the kind has no classes.
+    """
+    _check_path(data)
+    if data.kind == "folder":
+        return ClassFolder(Path(data.path))
+    raise DataError(f"data.kind {data.kind} has no classes; they are the folders of a folder")
 
 
 def captioned_collection(data: DataConfig) -> Collection:

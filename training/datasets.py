@@ -8,7 +8,7 @@ import ctypes
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,13 +116,14 @@ class Batches(Dataset[Any]):
         seed: int,
         stream: str,
         batch_size: int,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
     ) -> None:
         """Batches of a shuffle that `seed` and `stream` name.
 
         Args:
             batch_size: of the whole batch, over all processes.
-            rows: those of the whole batch that this process reads; default: all.
+            rows: those of the whole batch that this process reads, of every step or as a function
+                of the step; default: all. Without any the batch holds no pictures.
         """
         self.collection, self.framing = collection, framing
         self.seed, self.stream = seed, stream
@@ -136,7 +137,8 @@ class Batches(Dataset[Any]):
         first = step * self.batch_size
         skips: list[Skip] = []
         try:
-            samples = [self._sample(first + row, skips) for row in self.rows]
+            rows = self.rows(step) if callable(self.rows) else self.rows
+            samples = [self._sample(first + row, skips) for row in rows]
         except DataError as error:
             return error
         columns = zip(*(pictures for pictures, _ in samples), strict=True)

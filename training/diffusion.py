@@ -1,119 +1,38 @@
 """Stage 4: the denoiser, text-to-image and edits in one model, on frozen latents.
 
-Trains the TextDenoiser, text expert included; the tokenizer is frozen. Loss: squared error of the
-velocity, heavier where items are. Run: rpiae train stickers-diffusion
+Trains the TextDenoiser, its text expert included unless freeze_text; the tokenizer is frozen. Loss:
+squared error of the velocity, heavier where stickers are. Data: stickers encoded once, or captions
+and edits on disk, encoded step by step. Run: rpiae train stickers-diffusion, rpiae train rpiae-t2i
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.autoencoder import RPiAE
-from models.text import END_ID, PAD_ID, UNKNOWN_ID, PromptTokenizer
 from models.text_denoiser import TextDenoiser
-from models.transport import default_shift, interpolate, sample_timesteps, target_velocity
-from models.weights import load_weights
-from training.batches import WORLDS, random_generator, torch_generator
-from training.checkpoint import resume, save_checkpoint
+from models.transport import interpolate, target_velocity
+from training.batches import torch_generator
+from training.checkpoint import CheckpointError, latest_checkpoint, resume, save_checkpoint
 from training.config import DiffusionConfig
 from training.ema import Ema
-from training.latents import LatentPool, read_pool, write_shards
+from training.file_rows import FileRows, FileSources
+from training.latent_facts import shared_facts
 from training.log import RunLog
 from training.optim import make_optimizer, update
-from training.pretrain import prompt_tokenizer
+from training.pool_rows import PoolRows
+from training.pretrained_text import load_text_expert
 from training.processes import Processes
+from training.prompts import make_tokenizer
+from training.rows import NoisedRows, Rows, noise_rows
 from training.run import Run
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Training rows that share one form of context: target latents, prompt ids, weights, source."""
-
-    latents: Tensor
-    prompts: Tensor
-    coverage: Tensor
-    source: Tensor | None
-
-    @staticmethod
-    def of(pool: LatentPool, index: Tensor, with_source: bool) -> "Rows":
-        """Some rows of a pool, with or without their sources."""
-        source = pool.source[index] if with_source and pool.source is not None else None
-        return Rows(pool.latents[index], pool.prompts[index], pool.coverage[index], source)
-
-
-@dataclass(frozen=True)
-class NoisedRows:
-    """Rows with corrupted prompts, times t (R,) and noise like the latents."""
-
-    latents: Tensor
-    prompts: Tensor
-    coverage: Tensor
-    source: Tensor | None
-    t: Tensor
-    noise: Tensor
-
-    def part(self, rows: slice, device: torch.device) -> "NoisedRows":
-        """Some of the rows, on a device."""
-        source = None if self.source is None else self.source[rows].to(device)
-        return NoisedRows(
-            self.latents[rows].to(device),
-            self.prompts[rows].to(device),
-            self.coverage[rows].to(device),
-            source,
-            self.t[rows].to(device),
-            self.noise[rows].to(device),
-        )
-
-
-def null_prompts(prompts: Tensor) -> Tensor:
-    """Ids of the empty prompt, one row per row of prompts (R, T)."""
-    empty = torch.full_like(prompts, PAD_ID)
-    empty[:, 0] = END_ID
-    return empty
-
-
-def corrupt_prompts(
-    prompts: Tensor, dropout: float, unknown: float, generator: torch.Generator
-) -> Tensor:
-    """Drop whole prompts with probability `dropout`, single words to <unk> with `unknown`."""
-    words = torch.rand(prompts.shape, generator=generator) < unknown
-    prompts = torch.where(words & (prompts > END_ID), UNKNOWN_ID, prompts)
-    dropped = torch.rand(len(prompts), 1, generator=generator) < dropout
-    return torch.where(dropped, null_prompts(prompts), prompts)
-
-
-def draw_rows(
-    config: DiffusionConfig, scenes: LatentPool, edits: LatentPool, step: int
-) -> list[Rows]:
-    """This step's rows: scenes without source, edits with it, edits whose source was dropped."""
-    rng = random_generator(config.seed, "diffusion", step)
-    num_edits = round(config.edit_share * config.batch_size)
-    edit_index = torch.from_numpy(rng.integers(len(edits), size=num_edits))
-    scene_index = torch.from_numpy(rng.integers(len(scenes), size=config.batch_size - num_edits))
-    kept = torch.from_numpy(rng.random(num_edits) >= config.source_dropout)
-    plain = [Rows.of(scenes, scene_index, False), Rows.of(edits, edit_index[~kept], False)]
-    without = Rows(
-        torch.cat([rows.latents for rows in plain]),
-        torch.cat([rows.prompts for rows in plain]),
-        torch.cat([rows.coverage for rows in plain]),
-        None,
-    )
-    rows = [without, Rows.of(edits, edit_index[kept], True)]
-    return [part for part in rows if len(part.latents)]
-
-
-def noise_rows(
-    config: DiffusionConfig, rows: Rows, shift: float, generator: torch.Generator
-) -> NoisedRows:
-    """The rows with what the step draws for them, on the CPU."""
-    prompts = corrupt_prompts(rows.prompts, config.text_dropout, config.unknown_share, generator)
-    t = sample_timesteps(len(prompts), shift, generator)
-    noise = torch.randn(rows.latents.shape, generator=generator)
-    return NoisedRows(rows.latents, prompts, rows.coverage, rows.source, t, noise)
+from training.sample_grids import text_grids
+from training.start import Start, find_start, frozen_tokenizer, saved_facts
 
 
 def velocity_loss(config: DiffusionConfig, denoiser: TextDenoiser, rows: NoisedRows) -> Tensor:
@@ -162,61 +81,88 @@ def train_step(
     return {"loss": total, **dict(zip(names, means.tolist(), strict=True))}
 
 
-def latent_statistics(latents: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
-    """Mean (C,) per channel, and std (C,): per channel, or one value for all.
+class RowSource(Protocol):
+    """Where the rows of a step come from."""
 
-    One scale keeps the channels' relative sizes, so that fine detail does not weigh as much as
-    layout in the loss.
+    def batch(self, step: int) -> list[Rows]:
+        """Rows without a source, then rows with one; only those that there are."""
+
+
+def open_rows(
+    config: DiffusionConfig, run: Run, model: RPiAE, start: Start | None, processes: Processes
+) -> tuple[RowSource, list[str] | None]:
+    """The rows of a run, and the vocabulary that its data gave, None for any other tokenizer.
+
+    Sets the model's latent statistics: those of the run's checkpoint, of its start, or new ones.
+
+    Raises:
+        DataError: the data are missing, hold nothing usable or changed since the run began.
+        CheckpointError: the start or the tokenizer does not fit.
     """
-    mean = latents.mean((0, 2, 3))
-    centred = latents - mean[:, None, None]
-    if per_channel:
-        return mean, centred.square().mean((0, 2, 3)).sqrt()
-    return mean, centred.square().mean().sqrt().expand_as(mean)
-
-
-def load_pools(
-    config: DiffusionConfig, run: Run, model: RPiAE, tokenizer: PromptTokenizer
-) -> tuple[LatentPool, LatentPool]:
-    """Scenes and edits, encoded now or earlier, normalized; sets the model's statistics."""
-    pools = []
-    for kind, count in (("scenes", config.pool_scenes), ("edits", config.pool_edits)):
-        paths = write_shards(
-            run.directory / "latents",
-            kind,
-            count,
-            model,
-            tokenizer,
-            WORLDS[config.world],
-            config.seed,
+    checkpoint = latest_checkpoint(run.directory)
+    facts = saved_facts(checkpoint) if checkpoint else start and start.facts
+    if config.data.kind == "stickers":
+        tokenizer = make_tokenizer(config.denoiser, None, config.text_folder)
+        with processes.first_before_others():
+            return PoolRows(config, run, model, tokenizer, facts), None
+    if start and not facts and config.num_measured_words:
+        raise CheckpointError(
+            f"start_from {start.name} is a file of weights, without the vocabulary that its text "
+            "expert knows: name the run or the bundle that it comes from"
         )
-        pools.append(read_pool(paths))
-    mean, std = latent_statistics(pools[0].latents, config.per_channel_normalization)
-    model.set_normalization(mean.tolist(), std.tolist())
-    scenes, edits = (pool.normalize(mean, std) for pool in pools)
-    return scenes, edits
+    sources = FileSources(config, run, processes.rank)
+    facts = facts or shared_facts(
+        sources.first,
+        run.directory,
+        model,
+        processes,
+        seed=config.seed,
+        num_images=config.statistics_images,
+        per_channel=config.per_channel_normalization,
+        num_words=config.num_measured_words,
+    )
+    model.set_normalization(facts.mean, facts.std)
+    tokenizer = make_tokenizer(config.denoiser, facts.words, config.text_folder)
+    return FileRows(config, sources, model, tokenizer, processes), facts.words
+
+
+def make_denoiser(config: DiffusionConfig, start: Start | None, is_new: bool) -> TextDenoiser:
+    """The denoiser at step 0; a run that is not new loads its weights afterwards."""
+    torch.manual_seed(config.seed)
+    denoiser = TextDenoiser(config.denoiser)
+    if start is not None:
+        start.load(denoiser)
+    elif config.text_folder is not None and is_new:
+        load_text_expert(denoiser, Path(config.text_folder))
+    if config.freeze_text:
+        denoiser.freeze_text()
+    return denoiser
 
 
 def main(config: DiffusionConfig, run: Run) -> None:
     """Train or resume; results are `denoiser` (averaged weights: `ema`) and the statistics."""
     processes = Processes(config.compute)
-    tokenizer = prompt_tokenizer(config.denoiser.max_prompt_tokens)
-    model = RPiAE(config.model)
-    load_weights(model, run.before() / "autoencoder.safetensors")
-    model.to(processes.device)
-    with processes.first_before_others():
-        scenes, edits = load_pools(config, run, model, tokenizer)
-    torch.manual_seed(config.seed)
-    denoiser = TextDenoiser(config.denoiser).to(processes.device)
+    model = frozen_tokenizer(config, run)
+    start = find_start(config, run)
+    if start is not None:
+        start.check_latents(model)
+    processes.place(model)
+    source, words = open_rows(config, run, model, start, processes)
+    is_new = latest_checkpoint(run.directory) is None
+    denoiser = make_denoiser(config, start, is_new)
+    processes.place(denoiser)
     ema = Ema(denoiser, config.ema_decay)
     modules = {"denoiser": denoiser, "ema": ema.module, "autoencoder": model}
-    optimizer = make_optimizer(denoiser.parameters(), config.optim)
+    trained = (p for p in denoiser.parameters() if p.requires_grad)
+    optimizer = make_optimizer(trained, config.optim)
     first, _ = resume(run.directory, modules, optimizer, config)
-    shift = default_shift(config.denoiser.latent_shape)
+    grids = text_grids(config, model, ema.module, words)
+    shift = config.shift
+    extra = {"words": words} if words else None
     new_log = partial(RunLog, run.directory, config.name, config.steps, 50, first)
     with new_log() if processes.is_first else nullcontext() as log:
         for step in range(first, config.steps):
-            batch = draw_rows(config, scenes, edits, step)
+            batch = source.batch(step)
             generator = torch_generator(config.seed, "diffusion-noise", step)
             terms = train_step(config, denoiser, batch, shift, generator, processes)
             update(optimizer, step, config.steps, config.optim, terms, config.seed)
@@ -224,5 +170,6 @@ def main(config: DiffusionConfig, run: Run) -> None:
             if log is None:
                 continue
             log.step(step, config.batch_size, **terms)
+            grids.after(step, log)
             if run.is_due(step + 1):
-                save_checkpoint(run.directory, step + 1, modules, optimizer, config)
+                save_checkpoint(run.directory, step + 1, modules, optimizer, config, extra)

@@ -4,9 +4,11 @@ import os
 from dataclasses import dataclass
 
 from rich.table import Table
+from torch import nn
 
 from training.config import RunConfig
-from training.stage_cost import StageParts, stage_parts
+from training.stage_cost import stage_parts
+from training.stage_parts import StageParts
 
 _FLOAT_BYTES = 4
 
@@ -45,12 +47,20 @@ def estimate(config: RunConfig, num_processes: int) -> Estimate:
 
 
 def _parameters(parts: StageParts) -> dict[str, tuple[int, bool]]:
-    groups = ((parts.trained, True), (parts.frozen, False))
-    return {
-        name: (sum(parameter.numel() for parameter in module.parameters()), trained)
-        for modules, trained in groups
-        for name, module in modules.items()
+    found: dict[str, tuple[int, bool]] = {}
+    for name, module in parts.trained.items():
+        frozen = _count(module, False)
+        found[name] = (_count(module, True), True)
+        if frozen:
+            found[f"{name}, frozen part"] = (frozen, False)
+    return found | {
+        name: (_count(module, True) + _count(module, False), False)
+        for name, module in parts.frozen.items()
     }
+
+
+def _count(module: nn.Module, trained: bool) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad is trained)
 
 
 def _memory(parts: StageParts, activation_bytes: int, half: bool) -> dict[str, int]:

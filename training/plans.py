@@ -2,10 +2,12 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from training.bundling import BUNDLES, BundleConfig
-from training.config import ComputeConfig, RunConfig
+from training.comparison.variants import PREFIX, VARIANTS, all_runs
+from training.config import ComputeConfig, DenoiserRunConfig, RunConfig
 from training.overrides import OverrideError, apply_overrides
 from training.presets import PRESETS, STICKERS
 from training.processes import ComputeError, num_processes
@@ -14,20 +16,44 @@ from training.run import Run
 Step = RunConfig | BundleConfig
 
 # Stages that share their batch among processes, on a GPU and in bf16 where asked for.
-SPREAD_STAGES = ("pivot", "bridge", "decoder", "diffusion")
-# Those that compute their part of it in micro-batches; stages 1 and 3 weigh losses by gradients of
-# the whole batch.
-MICRO_BATCH_STAGES = ("diffusion",)
+SPREAD_STAGES = ("pivot", "bridge", "decoder", "joint", "diffusion", "class_diffusion")
+# Those that compute their part of it in micro-batches; stages 1 and 3, and joint, weigh losses by
+# gradients of the whole batch.
+MICRO_BATCH_STAGES = ("diffusion", "class_diffusion")
 
 PLANS: dict[str, tuple[Step, ...]] = {
     "stickers": (*STICKERS.values(), *BUNDLES.values()),
     **{name: (config,) for name, config in PRESETS.items()},
     **{name: (config,) for name, config in BUNDLES.items()},
+    PREFIX: all_runs(list(VARIANTS.values())),
+    **{f"{PREFIX}-{name}": variant.runs for name, variant in VARIANTS.items()},
+    **{run.name: (run,) for run in all_runs(list(VARIANTS.values()))},
 }
 
 
-def find_plan(preset: str, overrides: Sequence[str]) -> tuple[Step, ...]:
-    """The steps of a preset, its fields changed as `overrides` say.
+def of_seed(name: str, seed: int) -> str:
+    """The name that a run, or a bundle's folder, has with a seed."""
+    return f"{name}-seed{seed}" if seed else name
+
+
+def with_seed(step: Step, seed: int) -> Step:
+    """The step with another seed; its name and those it starts from say so, for all but seed 0."""
+    if isinstance(step, BundleConfig):
+        changed = ("name", "bundle", "directory", "diffusion", "decoder")
+        values = {field: getattr(step, field) for field in changed}
+        return replace(
+            step, **{field: name and of_seed(name, seed) for field, name in values.items()}
+        )
+    changes: dict[str, Any] = {"name": of_seed(step.name, seed), "seed": seed}
+    if step.after is not None:
+        changes["after"] = of_seed(step.after, seed)
+    if isinstance(step, DenoiserRunConfig) and step.start_from in PLANS:
+        changes["start_from"] = of_seed(step.start_from, seed)
+    return replace(step, **changes)
+
+
+def find_plan(preset: str, overrides: Sequence[str], seed: int | None = None) -> tuple[Step, ...]:
+    """The steps of a preset, its fields changed as `overrides` say, all of one seed if given.
 
     Raises:
         OverrideError: no such preset, an override that does not fit, or overrides of a chain.
@@ -38,7 +64,8 @@ def find_plan(preset: str, overrides: Sequence[str]) -> tuple[Step, ...]:
     if overrides and len(steps) > 1:
         names = ", ".join(step.name for step in steps)
         raise OverrideError(f"--set changes one step, and {preset} has several: {names}")
-    return tuple(apply_overrides(step, overrides) for step in steps)
+    changed = tuple(apply_overrides(step, overrides) for step in steps)
+    return changed if seed is None else tuple(with_seed(step, seed) for step in changed)
 
 
 def stage_main(config: RunConfig) -> Callable[[Any, Run], None]:

@@ -27,6 +27,7 @@ from training.initialise import initialise_encoder
 from training.log import RunLog
 from training.losses import contrastive_loss
 from training.optim import make_optimizer, update
+from training.processes import Processes
 from training.run import Run
 from training.stickers import COLORS, SHAPES, THINGS
 
@@ -109,6 +110,9 @@ def main(config: PretrainConfig, run: Run) -> None:
         image_batch(world, INIT_IMAGES, random_generator(config.seed, "init", 0)),
         config.num_components,
     )
+    processes = Processes(config.compute)
+    for module in (encoder, heads):
+        processes.place(module)
     modules = {"encoder": encoder, "heads": heads}
     optimizer = make_optimizer([*encoder.parameters(), *heads.parameters()], config.optim)
     first, _ = resume(run.directory, modules, optimizer, config)

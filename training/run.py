@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.manifest import MANIFEST_NAME
 from training.checkpoint import CheckpointError, latest_checkpoint, read_state
 from training.config import RunConfig
 
@@ -59,13 +60,15 @@ class Run:
         return checkpoint is not None and read_state(checkpoint)["step"] >= self.config.steps
 
     def before(self) -> Path:
-        """Checkpoint of the run that this one starts from.
+        """Checkpoint of the run that this one starts from, or the folder of a bundle.
 
         Raises:
             CheckpointError: that run has no checkpoint yet.
         """
         assert self.config.after is not None
         checkpoint = latest_checkpoint(self.root / self.config.after)
+        if checkpoint is None and (Path(self.config.after) / MANIFEST_NAME).is_file():
+            return Path(self.config.after)
         if checkpoint is None:
             raise CheckpointError(
                 f"{self.config.name} starts from {self.config.after}, which has no checkpoint in "

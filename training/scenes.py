@@ -4,7 +4,7 @@ A scene is a description, and the only source of its picture, its caption and it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.backgrounds import SCENE_MAIN_COLOR
 from training.layout import POSITIONS
@@ -118,6 +118,9 @@ SHAPES_WORLD = World(
     edit_kinds=("recolour", "background", "replace", "remove", "add"),
     same_kind_counts=False,
 )
+
+COUNTED_WORLD = replace(SHAPES_WORLD, max_items=3, same_kind_counts=True)
+"""Up to three shapes, equal ones among them: "two circles"."""
 
 FULL_WORLD = World(
     shapes=SHAPES,

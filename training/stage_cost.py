@@ -4,8 +4,7 @@ The passes are those of the stages without their random draws and augmentations:
 autograd keeps are the same. Losses that begin later in a run count as if they always acted.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,54 +14,18 @@ from models.decoder import PixelDecoder
 from models.discriminator import DinoConfig, DinoEncoder, Discriminator, FrozenFeatures
 from models.encoder import build_encoder
 from models.pivot import PivotReplica, pivot_loss
-from models.text_denoiser import TextDenoiser
-from training.config import AutoencoderConfig, DiffusionConfig, PretrainConfig, RunConfig
+from training.config import (
+    AutoencoderConfig,
+    ClassDiffusionConfig,
+    DiffusionConfig,
+    PretrainConfig,
+    RunConfig,
+)
+from training.denoiser_cost import class_denoiser_parts, text_denoiser_parts
 from training.losses import adaptive_weight, gradient_loss
-from training.meta_cost import Cost, measure, storage_id
 from training.perceptual import Lpips
 from training.pretrain import PretrainHeads, prompt_tokenizer
-
-Pass = Callable[[int], None]
-"""Forward and backward pass of so many samples."""
-
-
-@dataclass(frozen=True)
-class StageParts:
-    """A stage's modules on the meta device, by name.
-
-    passes: one after another, each with the share of the batch that goes through it.
-    once: forward passes, with their number, before the first step. averaged: EMA of `trained`.
-    """
-
-    trained: Mapping[str, nn.Module]
-    frozen: Mapping[str, nn.Module]
-    passes: tuple[tuple[float, Pass], ...]
-    once: tuple[int, Pass] | None = None
-    averaged: bool = False
-
-    def step_cost(self, batch_size: int, part_size: int) -> Cost:
-        """FLOPs of a batch; activations of its parts of `part_size` samples, the largest."""
-        flops, activations = 0.0, 0
-        for share, run in self.passes:
-            cost = self._measure(run, max(1, round(share * part_size)))
-            flops += share * batch_size * cost.flops / max(1, round(share * part_size))
-            activations = max(activations, cost.activation_bytes)
-        return Cost(round(flops), activations)
-
-    def once_flops(self) -> int:
-        """FLOPs before the first step."""
-        if self.once is None:
-            return 0
-        count, run = self.once
-        return count * self._measure(run, 1).flops
-
-    def _measure(self, run: Pass, num_samples: int) -> Cost:
-        weights = {
-            storage_id(tensor)
-            for module in (*self.trained.values(), *self.frozen.values())
-            for tensor in (*module.parameters(), *module.buffers())
-        }
-        return measure(lambda: run(num_samples), weights)
+from training.stage_parts import StageParts
 
 
 def stage_parts(config: RunConfig) -> StageParts:
@@ -75,8 +38,10 @@ def stage_parts(config: RunConfig) -> StageParts:
         if isinstance(config, PretrainConfig):
             return _pretrain(config)
         if isinstance(config, DiffusionConfig):
-            return _diffusion(config)
-        builders = {"pivot": _pivot, "bridge": _bridge, "decoder": _decoder}
+            return text_denoiser_parts(config)
+        if isinstance(config, ClassDiffusionConfig):
+            return class_denoiser_parts(config)
+        builders = {"pivot": _pivot, "bridge": _bridge, "decoder": _decoder, "joint": _joint}
         if isinstance(config, AutoencoderConfig) and config.stage in builders:
             return builders[config.stage](config)
     raise ValueError(f"no dry run for stage {config.stage!r}")
@@ -225,29 +190,28 @@ def _decoder(config: AutoencoderConfig) -> StageParts:
     )
 
 
-def _diffusion(config: DiffusionConfig) -> StageParts:
-    model = RPiAE(config.model).requires_grad_(False)
-    denoiser = TextDenoiser(config.denoiser)
+def _joint(config: AutoencoderConfig) -> StageParts:
+    model = RPiAE(config.model)
+    trained = dict(model.named_children())
+    replica = PivotReplica(model.encoder) if config.pivot_weight > 0 else None
+    judges = _Judges(config, model.encoder)
 
-    def run(num: int, with_source: bool) -> None:
-        latents = torch.empty(num, *config.denoiser.latent_shape)
-        prompts = torch.empty(num, config.denoiser.max_prompt_tokens, dtype=torch.long)
-        context = denoiser.prefill(prompts, latents if with_source else None)
-        denoiser.velocity(latents, torch.empty(num), context).square().mean().backward()
+    def run(num: int) -> None:
+        images = _images(config, num)
+        tokens = model.encoder(images)
+        leaf = tokens.detach().requires_grad_()
+        posterior = model.bridge_encoder(leaf + torch.empty_like(leaf))
+        bridged = model.bridge_decoder(posterior.mean + posterior.logvar.exp())
+        judges.image_loss(model.decoder(bridged), images).backward()
+        if replica is not None:
+            pivot_loss(tokens.detach().requires_grad_(), replica(images)).backward()
+        assert leaf.grad is not None
+        tokens.backward(leaf.grad)
 
-    def encode(num: int) -> None:
-        with torch.no_grad():
-            model.encode(_images(config, num))
-
-    with_source = config.edit_share * (1 - config.source_dropout)
-    shares = ((1 - with_source, False), (with_source, True))
-    passes = [
-        (share, lambda num, source=source: run(num, source)) for share, source in shares if share
-    ]
+    frozen = {} if replica is None else {"pivot replica": replica}
     return StageParts(
-        trained={"denoiser": denoiser},
-        frozen={"autoencoder": model},
-        passes=tuple(passes),
-        once=(config.pool_scenes + 2 * config.pool_edits, encode),
-        averaged=True,
+        trained={name: part for name, part in trained.items() if list(part.parameters())},
+        frozen=frozen | judges.frozen,
+        passes=((1.0, run),),
+        averaged=config.ema_decay > 0,
     )

@@ -15,6 +15,7 @@ from training.layout import COLUMN, PAIR_AND_ONE, PAIRS, POSITIONS, ROW, TRIPLES
 from training.nouns import SHAPES, THINGS
 from training.palette import COLORS, colors_contrast
 from training.scenes import (
+    COUNTED_WORLD,
     FULL_WORLD,
     SHAPES_WORLD,
     SIZES,
@@ -26,6 +27,7 @@ from training.scenes import (
 
 __all__ = [
     "COLORS",
+    "COUNTED_WORLD",
     "FULL_WORLD",
     "POSITIONS",
     "SHAPES",
@@ -201,6 +203,11 @@ def _try_scene(
 def sample_distinct_scene(rng: np.random.Generator, world: World, num_items: int) -> Scene:
     """A scene whose items all differ in (kind, color). Raises ValueError as `sample_scene`."""
     return _sample(rng, world, num_items, num_items)
+
+
+def sample_equal_scene(rng: np.random.Generator, world: World, num_items: int) -> Scene:
+    """A scene whose items are all of one (kind, color). Raises ValueError as `sample_scene`."""
+    return _sample(rng, world, num_items, 1)
 
 
 def _sample(rng: np.random.Generator, world: World, num_items: int, num_different: int) -> Scene:

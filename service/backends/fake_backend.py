@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from models.bridge import Posterior
 from models.context import Context
-from models.text_denoiser import TextContext
+from models.text_context import TextContext
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
 

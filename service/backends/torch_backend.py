@@ -12,7 +12,8 @@ from models.bundle import Bundle, load_bundle
 from models.class_denoiser import ClassContext, ClassDenoiser, autoguided_velocity
 from models.context import Context
 from models.packed_linear import packed_bytes
-from models.text_denoiser import TextContext, TextDenoiser
+from models.text_context import TextContext
+from models.text_denoiser import TextDenoiser
 from service.backends.base import Limits
 from service.errors import BackendError, OutOfMemory
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.manifest import Sampler
 from models.solvers import plan_sampling
-from models.text_denoiser import TextContext
+from models.text_context import TextContext
 from service.backends.base import Backend, Limits
 from service.backends.fake_backend import FakeBackend
 from service.engine.engine import Engine

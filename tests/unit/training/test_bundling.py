@@ -66,6 +66,9 @@ def test_a_decoder_of_other_latents_is_refused(tiny_runs: Path, tmp_path: Path) 
     tensors = load_file(path)
     tensors["encoder.position"] += 1
     save_file(tensors, path)
+    state = json.loads((path.parent / "state.json").read_text())
+    del state["crc32"]  # another run's weights, not a corrupt file
+    (path.parent / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"1 tensors .* encoder\.position"):
         make_bundle(tiny_bundle_config(tmp_path / "b"), root)
     assert not (tmp_path / "b").exists()

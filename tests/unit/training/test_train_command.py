@@ -165,12 +165,21 @@ def test_evaluating_no_bundle_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+def test_lpips_needs_both_of_its_files(tiny_stickers: Path, tmp_path: Path) -> None:
+    result = run("evaluate", str(tiny_stickers), f"--vgg-weights={tmp_path / 'vgg.pth'}")
+    assert result.exit_code == 2
+    assert "both --vgg-weights and --lpips-weights" in result.output
+    missing = (f"--vgg-weights={tmp_path / 'vgg.pth'}", f"--lpips-weights={tmp_path / 'l.pth'}")
+    result = run("evaluate", str(tiny_stickers), *missing)
+    assert result.exit_code == 2
+    assert "there is no file" in result.output
+
+
 def test_evaluation_prints_its_tables(tiny_stickers: Path) -> None:
-    result = run(
-        "evaluate", str(tiny_stickers), "--prompts=1", "--scenes=1", "--edits=1", "--no-write"
-    )
+    options = ("--prompts=1", "--scenes=1", "--edits=1", "--geneval=1", "--no-write")
+    result = run("evaluate", str(tiny_stickers), *options)
     assert result.exit_code == 0, result.output
-    for words in ("reconstruction", "one shape", "recolour", "round trip alone"):
+    for words in ("reconstruction", "one shape", "mean of 5", "recolour", "round trip alone"):
         assert words in result.output
     assert not (tiny_stickers / "report.json").exists()
 
@@ -202,7 +211,7 @@ def test_fields_are_set_with_their_type(text: str, name: str, value: object) -> 
     [
         ("optim=1", "optim: set one of optim.lr"),
         ("steps.more=1", "steps has no fields"),
-        ("world=moon", "'moon' is none of shapes, full"),
+        ("world=moon", "'moon' is none of shapes, counted, full"),
         ("refit_decoder=perhaps", "not true or false"),
         ("optim.betas=0.9", "takes 2 values"),
         ("optim.lr=-1", "lr must be positive"),
