@@ -54,7 +54,7 @@ BUNDLES = {
         name="stickers-bundle",
         bundle="stickers",
         directory="bundles/stickers",
-        diffusion="stickers-counted",
+        diffusion="stickers-terse",
         decoder="stickers-decoder",
         description="Sticker scenes from words, and edits of them; trained by this repository.",
     )

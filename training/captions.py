@@ -28,7 +28,7 @@ from training.stickers import Item, Scene, pick
 MAX_WORDS = 22
 
 _OMIT_BACKGROUND_SHARE = 0.2
-_OMIT_PLACES_SHARE = 0.2
+OMIT_PLACES_SHARE = 0.2
 
 _OPENING_SHARE = 0.12
 
@@ -47,13 +47,20 @@ _SHORT_TEMPLATE = "{words} {position}"
 _SHORT_WHOLE_TEMPLATE = "{items} on {background}"
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, complete: bool = False) -> str:
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    complete: bool = False,
+    omit_places: float = OMIT_PLACES_SHARE,
+) -> str:
     """Says what the scene shows.
 
     `complete` names background, kinds, colours, counts, places and the size of small items, so that
-    the picture can be judged from the words; otherwise background or places are sometimes left out.
+    the picture can be judged from the words; otherwise background or places are sometimes left out,
+    places with the probability `omit_places`.
     """
-    with_places = complete or rng.random() >= _OMIT_PLACES_SHARE
+    with_places = complete or rng.random() >= omit_places
     with_background = complete or rng.random() >= _OMIT_BACKGROUND_SHARE
     if not scene.items:
         return background_words(rng, scene.background)

@@ -10,36 +10,12 @@ from models.decoder import PixelDecoderConfig
 from models.encoder import SmallViTConfig
 from models.text_denoiser import TextDenoiserConfig
 from models.transport import default_shift
+from training.captions import OMIT_PLACES_SHARE
+from training.compute_config import ComputeConfig
 from training.data_config import DataConfig, check_edit_share
 from training.optim_config import OptimConfig
 
 Stage = Literal["pretrain", "pivot", "bridge", "decoder", "joint", "diffusion", "class_diffusion"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """Where and how a step is computed; the batch, and so the result, stays that of one process."""
-
-    device: Literal["cpu", "gpu"] = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes products in bfloat16; weights, gradients and optimizer stay float32."""
-    cpu_kernels: Literal["torch", "onednn"] = "torch"
-    """On a CPU, in fp32: who computes linear layers. onednn is faster on processors of AMD."""
-    micro_batches: int = 1
-    """Parts of its batch that a process computes one after another, adding up their gradients."""
-    num_gpus: int = 0
-    """GPUs that the preset is meant for, for the dry run; 0: not stated."""
-    gpu_tflops: float = 0.0
-    """TFLOP/s that one of them sustains in training, for the dry run's hours."""
-
-    def __post_init__(self) -> None:
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches must be >= 1, got {self.micro_batches}")
-        if self.num_gpus < 0 or self.gpu_tflops < 0:
-            raise ValueError(
-                "num_gpus and gpu_tflops must not be negative, "
-                f"got {self.num_gpus} and {self.gpu_tflops}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +216,8 @@ class DiffusionConfig(DenoiserRunConfig):
     pool_scenes: int = 32768
     """Stickers: captioned scenes that are encoded once and reused."""
     pool_edits: int = 16384
+    omit_places: float = OMIT_PLACES_SHARE
+    """Stickers: share of captions that do not say where things are."""
     edit_share: float = 0.4
     """Share of edits in a batch; 0 or 1 where `data` has no edits, or nothing else."""
     text_dropout: float = 0.1
@@ -254,7 +232,13 @@ class DiffusionConfig(DenoiserRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("edit_share", "text_dropout", "source_dropout", "unknown_share"):
+        for name in (
+            "omit_places",
+            "edit_share",
+            "text_dropout",
+            "source_dropout",
+            "unknown_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         check_edit_share(self.data, self.edit_data, self.edit_share)

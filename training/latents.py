@@ -57,15 +57,20 @@ def _encode(model: RPiAE, images: list[np.ndarray]) -> Tensor:
 
 
 def scene_shard(
-    model: RPiAE, tokenizer: PromptTokenizer, world: World, rng: np.random.Generator
+    model: RPiAE,
+    tokenizer: PromptTokenizer,
+    world: World,
+    rng: np.random.Generator,
+    *,
+    omit_places: float,
 ) -> dict[str, Tensor]:
-    """Captioned scenes."""
+    """Scenes with their captions, of which a share leaves places out."""
     images, prompts, coverage = [], [], []
     for _ in range(SHARD_SIZE):
         scene = sample_scene(rng, world)
         rendering = render(scene)
         images.append(rendering.image)
-        prompts.append(caption(scene, rng))
+        prompts.append(caption(scene, rng, omit_places=omit_places))
         coverage.append(patch_labels(scene, rendering).coverage)
     return {
         "latents": _encode(model, images),
@@ -101,27 +106,21 @@ def _coverage_map(coverage: list[np.ndarray]) -> Tensor:
     return stacked.unflatten(1, (side, side))
 
 
-ShardMaker = Callable[[RPiAE, PromptTokenizer, World, np.random.Generator], dict[str, Tensor]]
-_MAKERS: dict[str, ShardMaker] = {"scenes": scene_shard, "edits": edit_shard}
+ShardMaker = Callable[[np.random.Generator], dict[str, Tensor]]
+"""What a random generator gives: `scene_shard` or `edit_shard`, their other arguments set."""
 
 
 def write_shards(
-    directory: Path,
-    kind: str,
-    num_samples: int,
-    model: RPiAE,
-    tokenizer: PromptTokenizer,
-    world: World,
-    seed: int,
+    directory: Path, kind: str, num_samples: int, make: ShardMaker, seed: int
 ) -> list[Path]:
-    """Make the shards that are missing; paths of all of them."""
+    """Make the shards that are missing, named after `kind`; paths of all of them."""
     directory.mkdir(parents=True, exist_ok=True)
     num_shards = -(-num_samples // SHARD_SIZE)
     paths = [directory / f"{kind}-{seed}-{index:04}.safetensors" for index in range(num_shards)]
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
     for index, path in track(missing, f"encoding {kind}", disable=not missing):
         rng = random_generator(seed, f"pool-{kind}", index)
-        tensors = _MAKERS[kind](model, tokenizer, world, rng)
+        tensors = make(rng)
         partial = path.with_suffix(".partial")
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
         partial.replace(path)

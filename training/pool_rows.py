@@ -1,6 +1,7 @@
 """Rows of stickers: scenes and edits that were encoded once, drawn anew in each step."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from models.autoencoder import RPiAE
 from training.batches import WORLDS, random_generator
 from training.config import DiffusionConfig
 from training.latent_facts import Facts, latent_statistics
-from training.latents import LatentPool, read_pool, write_shards
+from training.latents import LatentPool, edit_shard, read_pool, scene_shard, write_shards
 from training.prompts import Tokenizer, null_prompt
 from training.rows import Rows
 from training.run import Run
@@ -32,11 +33,14 @@ class PoolRows:
         """
         self._config = config
         self._null_prompt = null_prompt(tokenizer)
+        world, directory = WORLDS[config.world], run.directory / "latents"
+        scenes = partial(scene_shard, model, tokenizer, world, omit_places=config.omit_places)
+        edits = partial(edit_shard, model, tokenizer, world)
         pools = {
-            kind: _pool(config, run, model, tokenizer, kind, count)
-            for kind, count, share in (
-                ("scenes", config.pool_scenes, 1 - config.edit_share),
-                ("edits", config.pool_edits, config.edit_share),
+            kind: read_pool(write_shards(directory, kind, count, make, config.seed))
+            for kind, count, make, share in (
+                ("scenes", config.pool_scenes, scenes, 1 - config.edit_share),
+                ("edits", config.pool_edits, edits, config.edit_share),
             )
             if share > 0
         }
@@ -79,24 +83,3 @@ def draw_rows(
     )
     rows = [without, Rows.of(edits, edit_index[kept], True)]
     return [replace(part, null_prompt=null_prompt) for part in rows if len(part.latents)]
-
-
-def _pool(
-    config: DiffusionConfig,
-    run: Run,
-    model: RPiAE,
-    tokenizer: Tokenizer,
-    kind: str,
-    count: int,
-) -> LatentPool:
-    """Scenes or edits, encoded now or earlier; not normalized."""
-    paths = write_shards(
-        run.directory / "latents",
-        kind,
-        count,
-        model,
-        tokenizer,
-        WORLDS[config.world],
-        config.seed,
-    )
-    return read_pool(paths)

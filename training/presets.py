@@ -71,6 +71,21 @@ _STICKERS: tuple[RunConfig, ...] = (
         pool_scenes=49152,
         pool_edits=24576,
     ),
+    # And then in more captions that leave to the model where things are.
+    DiffusionConfig(
+        name="stickers-terse",
+        after="stickers-bridge",
+        start_from="stickers-counted",
+        world="counted",
+        steps=2500,
+        batch_size=32,
+        optim=OptimConfig(lr=5e-4, warmup_steps=100),
+        denoiser=TextDenoiserConfig(vocabulary_size=384, prompt_depth=3),
+        timestep_shift=3.0,
+        omit_places=0.7,
+        pool_scenes=32768,
+        pool_edits=24576,
+    ),
 )
 
 _IMAGENET_IMAGES = 1_281_167

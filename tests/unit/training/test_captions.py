@@ -87,6 +87,15 @@ def test_an_incomplete_caption_sometimes_leaves_out_background_or_place():
     assert 40 < sum("top left" not in text for text in texts) < 160
 
 
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.7, 0.6, 0.8), (1.0, 1, 1)])
+def test_so_many_captions_leave_places_out(share, low, high):
+    scene = Scene(background=BLUE, items=(item("star", "red", "center"),), seed=0)
+    rng = np.random.default_rng(0)
+    texts = [caption(scene, rng, omit_places=share) for _ in range(400)]
+    without = sum(not {"center", "middle"} & set(text.split()) for text in texts) / len(texts)
+    assert low <= without <= high
+
+
 def test_one_item_names_its_place():
     texts = captions(item("star", "green", "bottom right"))
     assert len(texts) > 10
