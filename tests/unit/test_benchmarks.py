@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tokenizer
+from benchmarks import tokenizer, training
 from benchmarks.readme import README, fill
 from benchmarks.samplers import RESULTS, markdown
 from export.dims import PublishedDims
@@ -23,6 +23,12 @@ def test_the_tokenizers_table_is_that_of_its_results() -> None:
     text = README.read_text(encoding="utf-8")
     report = json.loads(tokenizer.RESULTS.read_text(encoding="utf-8"))
     assert fill(text, "tokenizer", tokenizer.markdown(report)) == text
+
+
+def test_the_training_table_is_that_of_its_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    report = json.loads(training.RESULTS.read_text(encoding="utf-8"))
+    assert fill(text, "training", training.markdown(report)) == text
 
 
 def test_the_tokenizers_benchmark_runs_at_a_small_size() -> None:
