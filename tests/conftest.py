@@ -128,12 +128,18 @@ def seed() -> int:
     return value
 
 
+_NUM_THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
 def num_threads() -> Iterator[int]:
-    """PyTorch's threads, put back after a test that set them: sums round otherwise with others."""
-    before = torch.get_num_threads()
-    yield before
-    torch.set_num_threads(before)
+    """PyTorch's threads, put back after whatever set them: sums round otherwise with others.
+
+    Also before a test, since a fixture of its module may have run a command that set them.
+    """
+    torch.set_num_threads(_NUM_THREADS)
+    yield _NUM_THREADS
+    torch.set_num_threads(_NUM_THREADS)
 
 
 @pytest.fixture(scope="session")
