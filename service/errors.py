@@ -10,6 +10,7 @@ ServiceError                 message, status, OpenAI `type` and `code`, param, r
   NoWorker             503   no live worker for this model
   QueueUnavailable     503   Redis does not answer
   JobFailed            500   carries the job's error, never a traceback
+  JobCancelled         499   somebody cancelled it
   DeadlineExceeded     504
 BackendError                 fails one job, the worker lives on
   OutOfMemory                the batch is retried in halves
@@ -141,6 +142,14 @@ class JobFailed(ServiceError):
         )
         self.type = error.type
         self.job_id = job_id
+
+
+class JobCancelled(ServiceError):
+    """A job was cancelled on purpose; a status that clients do not repeat by themselves."""
+
+    default_status = 499
+    default_type = "cancelled_error"
+    default_code = "job_cancelled"
 
 
 class DeadlineExceeded(ServiceError):

@@ -1,6 +1,5 @@
 """Settings of every command, from variables RPIAE_<NAME>; read once at start and passed down."""
 
-import hashlib
 import ipaddress
 import re
 from pathlib import Path
@@ -9,10 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.manifest import Precision
+from service.api_keys import keys_of_file, read_api_key
+from service.jobs.addresses import parse_address
+
 ENV_PREFIX = "RPIAE_"
 _DEFAULT_BUNDLE = Path("bundles/stickers")
-_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
-_MIN_KEY_CHARS = 8
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+_PUBLIC_URL = re.compile(r"https?://[^/?#\s]+(/[^?#\s]*)?")
 
 
 class SettingsError(ValueError):
@@ -33,7 +36,9 @@ class Settings(BaseSettings):
     )
 
     redis_url: str | None = None
-    """redis://, rediss:// or unix:// address. Unset: `rpiae serve` starts a private Redis."""
+    """redis://, rediss:// or unix:// address; or redis+sentinel://host:port,host:port/service, or
+    redis+cluster://host:port,host:port (see service/jobs/addresses.py). Unset: `rpiae serve` starts
+    a private Redis."""
 
     bundle: Path = Field(default_factory=lambda: _default_bundle())
     """Directory of the model to serve; by default bundles/stickers here or beside the package."""
@@ -46,6 +51,9 @@ class Settings(BaseSettings):
 
     workers: int = Field(default=1, ge=1, le=64)
     """Worker processes that `rpiae serve` starts and keeps alive."""
+
+    gateway_processes: int = Field(default=1, ge=1, le=64)
+    """Processes that answer on the gateway's port; those that die are started again."""
 
     queue_name: str = Field(default="default", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Name of the queue in Redis; gateways and workers of one name work together."""
@@ -62,23 +70,67 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(default=3, ge=1, le=100)
     """Workers that may die of a job before it is given up."""
 
+    dead_letter_ttl_s: float = Field(default=86400 * 7, gt=0, le=86400 * 90)
+    """How long a job that was given up can be put back with `rpiae jobs requeue`."""
+
     max_rows: int | None = Field(default=None, ge=3)
-    """Model rows that step together at most; a guided edit has 3. Unset: what the device bears."""
+    """Model rows that step together at most; a guided edit has 3. Unset: measured at start."""
+
+    prefill_cache_mb: int = Field(default=64, ge=0)
+    """Mebibytes of each worker for prompts and sources that come again, each kept for its key
+    alone; 0: none."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each worker. Unset: the machine's cores divided by the workers."""
+    """CPU threads of each worker. Unset: the CPUs that its container or machine gives it, over the
+    workers."""
 
-    backend: Literal["torch", "fake"] = "torch"
-    """Runtime of the model; `fake` computes nothing real, for tests of the service."""
+    backend: Literal["auto", "torch", "onnxruntime", "fake"] = "auto"
+    """Runtime of the model. `auto`: onnxruntime where it is installed and the bundle has an export
+    that passed, else torch. `fake` computes nothing real, for tests of the service."""
+
+    precision: Precision = "fp32"
+    """Of onnxruntime's graphs: fp32, or int8, which is faster and draws other pictures."""
 
     fake_step_s: float = Field(default=0, ge=0, le=60)
     """How long the fake runtime pretends that a denoising step takes."""
 
+    fake_fatal_prompt: str | None = None
+    """A prompt that holds this text ends the fake runtime's process, for tests of that."""
+
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated, each in clear or as sha256:<64 hex digits>. Held as SHA-256 digests only."""
 
+    api_keys_file: Path | None = None
+    """Further keys, one a line in the same forms; empty lines and those that begin with # do not
+    count. Read once at start."""
+
     allow_anonymous: bool = False
     """Serve without keys on an address that others can reach."""
+
+    rate_limit: str | None = None
+    """Pictures, and batches of latents, that each key may ask for, e.g. `60/minute;5/second`.
+    Without keys each client address has this much. Unset: no limit."""
+
+    max_jobs_per_key: int = Field(default=0, ge=0)
+    """Jobs that one key, or without keys one address, may have waiting or running; 0: no limit."""
+
+    trusted_proxies: str = ""
+    """Addresses or networks, comma-separated, whose X-Forwarded-For and X-Forwarded-Proto count;
+    `*` trusts everybody, which lets clients choose their address."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins, comma-separated, whose pages may call this service from a browser; `*`: all."""
+
+    read_timeout_s: float = Field(default=20, gt=0, le=3600)
+    """How long the head of a request may take to arrive, and its body, which may take a second more
+    for every 16 KiB."""
+
+    idle_timeout_s: float = Field(default=75, gt=0, le=3600)
+    """How long a connection may wait for its next request, and an answer for its reader."""
+
+    max_connections: int = Field(default=8192, ge=8)
+    """Connections of one gateway process. Beyond it those that idle longest are closed, and when
+    all are busy requests are refused with 503."""
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Largest request body."""
@@ -98,6 +150,13 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(default=120, gt=0, le=3600)
     """How long a request waits for its pictures before it is answered 504."""
 
+    async_timeout_s: float = Field(default=3600, gt=0, le=86400)
+    """How long a request that does not wait (Prefer: respond-async) may take."""
+
+    public_url: str | None = None
+    """Address under which clients reach the gateway, e.g. https://pictures.example, for links to
+    results. Unset: the host that each request names."""
+
     drain_timeout_s: float = Field(default=30, ge=0, le=3600)
     """After SIGTERM: how long running jobs may go on before they are given back."""
 
@@ -113,9 +172,16 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if url is not None:
+            parse_address(url)
         return url
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, url: str | None) -> str | None:
+        if url is not None and not _PUBLIC_URL.fullmatch(url):
+            raise ValueError("must be http:// or https://, a host and maybe a path, nothing after")
+        return url and url.rstrip("/")
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -125,8 +191,57 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _hash_keys(cls, value: Any) -> Any:
-        keys = value.split(",") if isinstance(value, str) else value
-        return tuple(_digest(key.strip()) for key in keys if key.strip())
+        return tuple(read_api_key(key) for key in _items(value))
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        for address in _items(value):
+            if address != "*":
+                ipaddress.ip_network(address)
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        origins = tuple(_items(value))
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is not an origin: write https://example.com, or *")
+        return origins
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate_limit(cls, value: str | None) -> str | None:
+        # Only here: no other command than the gateway's needs it, and it takes a while to import.
+        from limits import parse_many
+
+        try:
+            if value is not None and any(item.amount < 1 for item in parse_many(value)):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"{value!r} is no limit: write one as 60/minute;5/second") from None
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys_file(cls, values: Any) -> Any:
+        path = values.get("api_keys_file")
+        if path is None:
+            return values
+        try:
+            keys = keys_of_file(Path(path))
+        except ValueError as error:
+            raise ValueError(f"{ENV_PREFIX}API_KEYS_FILE: {error}") from None
+        return {**values, "api_keys": [*_items(values.get("api_keys", ())), *keys]}
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.precision != "fp32" and self.backend != "onnxruntime":
+            raise ValueError(
+                f"{ENV_PREFIX}PRECISION={self.precision} needs {ENV_PREFIX}BACKEND=onnxruntime"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
@@ -155,29 +270,16 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError("; ".join(lines)) from None
 
 
-def hash_api_key(key: str) -> str:
-    """SHA-256 hex digest of a key, the form in which keys are held and jobs name their owner."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
 def _default_bundle() -> Path:
     """bundles/stickers in the working directory, else beside the package."""
     beside_package = Path(__file__).resolve().parents[1] / _DEFAULT_BUNDLE
     return _DEFAULT_BUNDLE if _DEFAULT_BUNDLE.is_dir() else beside_package
 
 
-def _digest(key: str) -> str:
-    hashed = _SHA256.fullmatch(key)
-    if hashed:
-        return hashed[1]
-    if key.startswith("sha256:"):
-        raise ValueError("sha256: must be followed by 64 lower-case hex digits")
-    if len(key) < _MIN_KEY_CHARS:
-        raise ValueError(
-            f"a key has {len(key)} characters, at least {_MIN_KEY_CHARS} are needed; "
-            "`openssl rand -hex 24` makes a good one"
-        )
-    return hash_api_key(key)
+def _items(value: Any) -> list[str]:
+    """The items of a list that is written with commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    return [item.strip() for item in items if item.strip()]
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,5 +6,6 @@ if ttl_ms <= 0 then
   forget_worker(worker)
   return
 end
+go_on_when_full()
 redis.call('ZADD', root .. ':alive', now_ms() + ttl_ms, worker)
 redis.call('HSET', root .. ':workers', worker, info)

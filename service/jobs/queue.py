@@ -1,41 +1,35 @@
 """The job queue: Redis Streams with leases, so that a job outlives the worker that runs it.
 
-A job runs at least once and shows exactly one result. An entry is pending from `take` to `finish`;
-its lease is the idle time of the pending entry, which `renew` resets. What changes several keys is
-one Lua script, and every script that ends something checks first who holds the lease.
+A job runs at least once and shows exactly one result. A job is an entry of its priority's stream.
+While a worker has it the entry is pending, from `take` to `finish`; its lease is the idle time of
+the pending entry, which `renew` resets. A job that waits is also in sorted sets, which tell whose
+turn it is: the stream's own order would be that of arrival. So `take` makes the chosen entry
+pending by XCLAIM with FORCE instead of reading new entries with XREADGROUP, and a job that is
+cancelled while it waits leaves the stream at once. What changes several keys is one Lua script, and
+every script that ends something checks first who holds the lease.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 from redis.asyncio import Redis
 
-from service.errors import ErrorBody, Overloaded
-from service.jobs.connection import BLOCK_SLICE_MS, Cancellation, unavailable_as_service_error
-from service.jobs.job import (
-    PRIORITIES,
-    Delivery,
-    EventKind,
-    Job,
-    Priority,
-    QueueDepth,
-    Status,
-    to_json,
-)
-from service.jobs.scripts import Scripts
-from service.jobs.store import JobStore
+from service.errors import Conflict, Overloaded
+from service.jobs.connection import unavailable_as_service_error
+from service.jobs.group import Group
+from service.jobs.job import PRIORITIES, Job, Priority, QueueDepth, Status, to_json
+from service.jobs.leases import Leases, to_ms
+from service.settings import Settings
 
 MIN_REDIS = (6, 2)
 _MAX_RETRY_AFTER_S = 120
-_LATE = ErrorBody(
-    "the job's deadline passed while it waited: allow more time, or send it when less is waiting",
-    code="deadline_exceeded",
-)
 
 
-class JobQueue(JobStore):
+class JobQueue(Leases):
     """Jobs in, outcomes out. Gateways put, wait and cancel; workers take, renew and finish.
 
     Args:
@@ -46,6 +40,7 @@ class JobQueue(JobStore):
         max_waiting: jobs of one priority that may wait; `put` refuses more.
         max_deliveries: a job handed out more often is given up.
         waiting_ttl_s: how long a job and its payload stay when nobody takes it.
+        dead_letter_ttl_s: how long a job that was given up can be put back.
         batch_share: part of the slots that batch jobs get while both priorities wait.
         on_dead_letter: called with the id of each job that this object gave up.
 
@@ -62,26 +57,55 @@ class JobQueue(JobStore):
         max_waiting: int = 256,
         max_deliveries: int = 3,
         waiting_ttl_s: float = 86400,
+        dead_letter_ttl_s: float = 604800,
         batch_share: float = 0.25,
         on_dead_letter: Callable[[str], None] | None = None,
     ) -> None:
         if not 0 < batch_share <= 0.5:
             raise ValueError(f"batch_share must be above 0 and at most 0.5, got {batch_share}")
-        if min(lease_s, result_ttl_s, waiting_ttl_s) <= 0 or min(max_waiting, max_deliveries) < 1:
+        durations = {
+            "lease_s": lease_s,
+            "result_ttl_s": result_ttl_s,
+            "waiting_ttl_s": waiting_ttl_s,
+            "dead_letter_ttl_s": dead_letter_ttl_s,
+        }
+        for option, value in durations.items():
+            if value <= 0:
+                raise ValueError(f"{option} must be positive, got {value}")
+        if min(max_waiting, max_deliveries) < 1:
             raise ValueError(
-                "lease_s, result_ttl_s, waiting_ttl_s, max_waiting and max_deliveries must be "
-                f"positive, got {lease_s}, {result_ttl_s}, {waiting_ttl_s}, {max_waiting}, "
-                f"{max_deliveries}"
+                "max_waiting and max_deliveries must be positive, "
+                f"got {max_waiting}, {max_deliveries}"
             )
-        super().__init__(redis, name=name)
-        self._scripts = Scripts(redis, self._root)
-        self._lease_ms = _ms(lease_s)
-        self._result_ttl_ms = _ms(result_ttl_s)
-        self._waiting_ttl_ms = _ms(waiting_ttl_s)
+        super().__init__(
+            redis,
+            name=name,
+            max_deliveries=max_deliveries,
+            batch_share=batch_share,
+            on_dead_letter=on_dead_letter,
+            **durations,
+        )
         self._max_waiting = max_waiting
-        self._max_deliveries = max_deliveries
-        self._max_streak = round(1 / batch_share) - 1
-        self._on_dead_letter = on_dead_letter
+
+    @classmethod
+    def from_settings(
+        cls,
+        redis: Redis,
+        settings: Settings,
+        *,
+        on_dead_letter: Callable[[str], None] | None = None,
+    ) -> Self:
+        """The queue that gateways, workers and commands of these settings share."""
+        return cls(
+            redis,
+            name=settings.queue_name,
+            lease_s=settings.lease_s,
+            result_ttl_s=settings.result_ttl_s,
+            max_waiting=settings.max_waiting,
+            max_deliveries=settings.max_deliveries,
+            dead_letter_ttl_s=settings.dead_letter_ttl_s,
+            on_dead_letter=on_dead_letter,
+        )
 
     async def open(self) -> None:
         """Create the streams and groups. May be called at any time, any number of times.
@@ -98,200 +122,119 @@ class JobQueue(JobStore):
             )
         await self._scripts.run("open")
 
-    async def put(self, jobs: Sequence[Job], payloads: Mapping[str, bytes] | None = None) -> None:
+    async def put(
+        self,
+        jobs: Sequence[Job],
+        payloads: Mapping[str, bytes] | None = None,
+        group: Group | None = None,
+    ) -> Group | None:
         """Put all jobs, or none; a job that was put before is left as it is.
 
         Args:
-            jobs: in the order in which they shall run.
+            jobs: jobs of one owner and deadline run in this order.
             payloads: bytes by job id, for the jobs that have any.
+            group: kept as long as its jobs' records. If it has an idempotency key that its owner
+                used before, nothing is put, unless a job of the earlier group was cancelled, its
+                record is gone, its deadline has passed, or it failed for another reason than the
+                request itself. Without jobs the call only looks for that earlier group.
+
+        Returns:
+            The group in effect: the one given, or the earlier one of the same key.
 
         Raises:
+            Conflict: the key was used with another fingerprint.
             Overloaded: too many wait; `retry_after_s` is estimated from the pace of the queue.
         """
-        args: list[str | bytes | int] = [self._max_waiting, self._waiting_ttl_ms, len(jobs)]
-        for job in jobs:
-            fields = [text for pair in job.to_fields().items() for text in pair]
-            payload = payloads.get(job.id, b"") if payloads else b""
-            args += [job.id, job.priority, payload, len(fields), *fields]
-        accepted, *full = await self._scripts.run("put", args)
-        if not accepted:
-            num_excess, job_ms = full
+        answer, *details = await self._scripts.run("put", self._put_args(jobs, payloads, group))
+        if answer == b"known":
+            known = _to_group(details[0])
+            if group is not None and known.fingerprint != group.fingerprint:
+                raise Conflict(
+                    "this idempotency key came with another request before: "
+                    "send a new key, or the same request",
+                    code="idempotency_key_reused",
+                    param="Idempotency-Key",
+                )
+            return known
+        if answer == b"full":
+            num_excess, job_ms = details
             wait_s = math.ceil(num_excess * job_ms / 1000)
             raise Overloaded(
                 f"the queue is full ({self._max_waiting} jobs wait): try again later",
                 retry_after_s=min(max(1, wait_s), _MAX_RETRY_AFTER_S),
             )
+        return group
 
-    async def take(self, worker: str, credit: int, block_ms: int) -> list[Delivery]:
-        """Up to `credit` jobs, now held by the worker until its lease ends.
+    def _put_args(
+        self, jobs: Sequence[Job], payloads: Mapping[str, bytes] | None, group: Group | None
+    ) -> Iterable[str | bytes | int]:
+        digest, group_values = ("", []) if group is None else (group.key_digest(), _flat(group))
+        args: list[str | bytes | int] = [
+            self._max_waiting, self._waiting_ttl_ms, self._result_ttl_ms, self._late_error,
+            digest, len(group_values), *group_values, len(jobs),
+        ]  # fmt: skip
+        for job in jobs:
+            values = _flat(job)
+            due_ms = "" if job.deadline_at is None else to_ms(job.deadline_at)
+            payload = payloads.get(job.id, b"") if payloads else b""
+            args += [job.id, job.priority, job.owner, job.row_steps, due_ms, payload]
+            args += [len(values), *values]
+        return args
 
-        First those whose lease ended or that were given back, then new ones: interactive before
-        batch, with a share for batch. Jobs that were cancelled, are past their deadline, or were
-        handed out too often are ended on the way.
-
-        Args:
-            worker: a name that no other process uses, nor this one after a restart.
-            credit: free slots of the worker.
-            block_ms: how long to wait when there is nothing; 0 does not wait.
-        """
-        if credit < 1:
-            return []
-        left_ms = block_ms
-        cancellation = Cancellation()
-        while True:
-            deliveries, places = await self._take_now(worker, credit)
-            if deliveries or left_ms <= 0:
-                return deliveries
-            cancellation.check()
-            slice_ms = min(left_ms, BLOCK_SLICE_MS)
-            if places:
-                with unavailable_as_service_error():
-                    await self._redis.xread(places, count=1, block=slice_ms)
-            left_ms -= slice_ms
-
-    async def renew(self, worker: str, deliveries: Iterable[Delivery]) -> set[str]:
-        """Restart the leases. Returns the ids of jobs that are another worker's by now."""
-        args = [worker, *_entries(deliveries)]
-        if len(args) == 1:
-            return set()
-        return {job_id.decode() for job_id in await self._scripts.run("renew", args)}
-
-    async def publish(
-        self, job_id: str, kind: EventKind, data: dict[str, Any], blob: bytes | None = None
-    ) -> None:
-        """Add an event to a job that has not ended; else nothing happens.
-
-        For progress and previews: where a job stands is published by the calls that change it.
-        """
-        await self._scripts.run(
-            "publish",
-            [job_id, self._waiting_ttl_ms, self._result_ttl_ms, kind, to_json(data), blob or b""],
-        )
-
-    async def finish(
-        self, worker: str, delivery: Delivery, outputs: list[bytes], info: dict[str, Any]
-    ) -> bool:
-        """Store the result and end the job. False: the lease is another's, nothing was changed."""
-        where = _entries([delivery])
-        return await self._end(worker, where, Status.SUCCEEDED, to_json(info), outputs)
-
-    async def fail(self, worker: str, delivery: Delivery, error: ErrorBody) -> bool:
-        """End the job with an error, for good. False: the lease is another's."""
-        where = _entries([delivery])
-        return await self._end(worker, where, Status.FAILED, to_json(error.to_dict()))
-
-    async def finish_cancelled(self, worker: str, delivery: Delivery) -> bool:
-        """End a running job that was cancelled. False: the lease is another's."""
-        return await self._end(worker, _entries([delivery]), Status.CANCELLED, "")
-
-    async def give_back(self, worker: str, deliveries: Iterable[Delivery]) -> None:
-        """Free jobs for other workers at once; this delivery does not count."""
-        entries = _entries(deliveries)
-        if entries:
-            await self._scripts.run("give_back", [worker, self._waiting_ttl_ms, *entries])
+    async def group(self, group_id: str) -> Group | None:
+        """Jobs that were put together; None when unknown, or the records of all have expired."""
+        with unavailable_as_service_error():
+            stored: Any = await self._redis.hgetall(self._key("group", group_id))
+        if not stored:
+            return None
+        return Group.from_fields({name.decode(): text.decode() for name, text in stored.items()})
 
     async def cancel(self, job_id: str) -> Status | None:
         """End a waiting job, or ask a running one to end. Returns its status; None: unknown."""
         status = await self._scripts.run("cancel", [job_id, self._result_ttl_ms])
         return Status(status.decode()) if status else None
 
-    async def cancelled(self, job_ids: Iterable[str]) -> set[str]:
-        """Those of the running jobs that somebody cancelled."""
-        ids = list(job_ids)
-        if not ids:
-            return set()
-        with unavailable_as_service_error():
-            marks = await self._redis.smismember(f"{self._root}:cancel", ids)
-        return {job_id for job_id, marked in zip(ids, marks, strict=True) if marked}
+    async def requeue(self, job_id: str) -> bool:
+        """Put a job that was given up back, with a new count of deliveries and a fresh deadline.
+
+        Returns:
+            False: it is not among the dead letters, or its time there is over.
+        """
+        letters = await self.dead_letters()
+        entry = next((letter["entry"] for letter in letters if letter["id"] == job_id), None)
+        known = await self.job(job_id)
+        if entry is None or known is None:
+            return False
+        job, now = known[0], time.time()
+        allowed_s = None if job.deadline_at is None else job.deadline_at - job.created_at
+        deadline_at = None if allowed_s is None else now + allowed_s
+        fresh = replace(job, created_at=now, deadline_at=deadline_at)
+        due_ms = "" if deadline_at is None else to_ms(deadline_at)
+        args = [entry, job_id, self._waiting_ttl_ms, self._result_ttl_ms, due_ms, *_flat(fresh)]
+        return bool(await self._scripts.run("requeue", args))
 
     async def depth(self) -> dict[Priority, QueueDepth]:
         """What waits, as Redis knows it at this moment."""
         depths = await self._scripts.run("depth")
         return {
-            priority: QueueDepth(waiting=waiting, oldest_s=oldest_ms / 1000)
-            for priority, (waiting, oldest_ms) in zip(PRIORITIES, depths, strict=True)
+            priority: QueueDepth(waiting=waiting, oldest_s=oldest_ms / 1000, row_steps=row_steps)
+            for priority, (waiting, oldest_ms, row_steps) in zip(PRIORITIES, depths, strict=True)
         }
 
     async def announce(self, worker: str, info: dict[str, Any], ttl_s: float) -> None:
         """Say that a worker lives, for `ttl_s`; 0 takes it off the list."""
-        await self._scripts.run("announce", [worker, to_json(info), _ms(ttl_s)])
+        await self._scripts.run("announce", [worker, to_json(info), to_ms(ttl_s)])
 
     async def workers(self) -> dict[str, dict[str, Any]]:
         """What the live workers announced, by name."""
         flat = iter(await self._scripts.run("workers"))
         return {name.decode(): json.loads(info) for name, info in zip(flat, flat, strict=True)}
 
-    async def _take_now(self, worker: str, credit: int) -> tuple[list[Delivery], dict[Any, Any]]:
-        """Jobs, and the places in the streams from where to wait when there are none."""
-        dead = ErrorBody(
-            f"the job was given to {self._max_deliveries} workers and none of them finished it",
-            code="too_many_deliveries",
-        )
-        handed, dead_ids, last = await self._scripts.run(
-            "take",
-            [
-                worker, credit, self._lease_ms, self._max_deliveries, self._waiting_ttl_ms,
-                self._result_ttl_ms, self._max_streak, to_json(dead.to_dict()),
-                to_json(_LATE.to_dict()),
-            ],
-        )  # fmt: skip
-        if self._on_dead_letter:
-            for job_id in dead_ids:
-                self._on_dead_letter(job_id.decode())
-        deliveries = [await self._to_delivery(worker, *raw) for raw in handed]
-        names = [f"{self._root}:stream:{priority}" for priority in PRIORITIES]
-        places = dict(zip([*names, f"{self._root}:wake"], last, strict=False))
-        return [delivery for delivery in deliveries if delivery], places
 
-    async def _to_delivery(
-        self,
-        worker: str,
-        entry: bytes,
-        num_deliveries: int,
-        waited_ms: int,
-        payload: bytes | None,
-        flat: list[bytes],
-    ) -> Delivery | None:
-        """A delivery; None when the stored job is of another version, which ends it as failed."""
-        texts = (value.decode() for value in flat)
-        fields = dict(zip(texts, texts, strict=True))
-        entry_id = entry.decode()
-        try:
-            job = Job.from_fields(fields)
-        except ValueError as error:
-            body = ErrorBody(f"this worker cannot read the job: {error}", code="unreadable_job")
-            where = [fields.get("priority", PRIORITIES[0]), entry_id, fields["id"]]
-            await self._end(worker, where, Status.FAILED, to_json(body.to_dict()))
-            return None
-        return Delivery(job, entry_id, payload, num_deliveries, waited_ms / 1000)
-
-    async def _end(
-        self,
-        worker: str,
-        where: Sequence[str],
-        status: Status,
-        detail: str,
-        outputs: Sequence[bytes] = (),
-    ) -> bool:
-        args: list[str | bytes | int] = [
-            worker,
-            *where,
-            self._result_ttl_ms,
-            status,
-            detail,
-            *outputs,
-        ]
-        return bool(await self._scripts.run("finish", args))
+def _flat(stored: Job | Group) -> list[str]:
+    return [text for pair in stored.to_fields().items() for text in pair]
 
 
-def _entries(deliveries: Iterable[Delivery]) -> list[str]:
-    """Priority, entry and id of each, as the scripts take them."""
-    return [
-        text
-        for delivery in deliveries
-        for text in (delivery.job.priority, delivery.entry_id, delivery.job.id)
-    ]
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+def _to_group(flat: Sequence[bytes]) -> Group:
+    texts = (value.decode() for value in flat)
+    return Group.from_fields(dict(zip(texts, texts, strict=True)))

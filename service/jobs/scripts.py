@@ -1,4 +1,4 @@
-"""The queue's Lua scripts: one file each, all preceded by `shared.lua`."""
+"""The queue's Lua scripts: one file each, all preceded by `shared.lua` and `waiting.lua`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +11,8 @@ from service.jobs.connection import unavailable_as_service_error
 
 _FOLDER = Path(__file__).parent
 _NAMES = (
-    "announce", "cancel", "depth", "finish", "give_back", "open",
-    "publish", "put", "renew", "take", "workers",
+    "ahead", "announce", "cancel", "depth", "finish", "give_back", "open",
+    "publish", "put", "renew", "requeue", "reserve", "take", "workers",
 )  # fmt: skip
 
 
@@ -23,14 +23,9 @@ class Scripts:
     """
 
     def __init__(self, redis: Redis, root: str) -> None:
-        shared = (_FOLDER / "shared.lua").read_text(encoding="utf-8")
+        shared = _read("shared") + _read("waiting")
         self._root = root
-        self._scripts = {
-            name: redis.register_script(
-                shared + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-            )
-            for name in _NAMES
-        }
+        self._scripts = {name: redis.register_script(shared + _read(name)) for name in _NAMES}
 
     async def run(self, name: str, args: Iterable[str | bytes | int | float] = ()) -> Any:
         """Reply of a script.
@@ -49,3 +44,7 @@ class Scripts:
                     raise
             await self._scripts["open"](keys=[self._root])
             return await script(keys=[self._root], args=arguments)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")

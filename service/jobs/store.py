@@ -3,8 +3,9 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -20,13 +21,17 @@ from service.errors import (
 )
 from service.jobs.connection import Cancellation, unavailable_as_service_error
 from service.jobs.job import Event, Job, Outcome, Status
+from service.jobs.views import JobView
 from service.jobs.watch import Watch
 
+MAX_DEAD_LETTERS = 1000  # as in take.lua
 _EVENT_ID = re.compile(r"\d{1,15}(-\d{1,15})?")
 _EVENTS_PER_READ = 64
+_EVENTS_PER_VIEW = 4  # enough to meet one with the step, if there is any
 # A waiter looks again after this time even if nothing woke it, e.g. after Redis lost its data.
 _LOOK_AGAIN_S = 20.0
 _PAUSE_WHILE_UNAVAILABLE_S = 0.5
+_EVENTS_PATIENCE_S = 30.0  # a caller that follows events may have no deadline
 
 
 class JobStore:
@@ -38,6 +43,7 @@ class JobStore:
         self._redis = redis
         self._root = f"rpiae:{{{name}}}"
         self._watch = Watch(redis, self._root)
+        self._expected: dict[str, asyncio.Event] = {}  # set when one of these jobs ends
 
     async def close(self) -> None:
         """Stop watching. The client stays open: it belongs to the caller."""
@@ -59,10 +65,42 @@ class JobStore:
         fields = {name.decode(): value.decode() for name, value in stored.items()}
         return Job.from_fields(fields), Status(fields["status"])
 
+    async def views(self, job_ids: Sequence[str]) -> list[JobView | None]:
+        """Where jobs stand, in their order; None for what is unknown by now."""
+        with unavailable_as_service_error():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in job_ids:
+                    pipe.hgetall(self._key("job", job_id))
+                    pipe.xrevrange(self._key("events", job_id), count=_EVENTS_PER_VIEW)
+                replies = iter(await pipe.execute())
+        return [
+            JobView.from_stored(stored, events) if stored else None
+            for stored, events in zip(replies, replies, strict=True)
+        ]
+
+    async def output(self, job_id: str, index: int = 0) -> bytes | None:
+        """One of the files that a job made; None when it has none, or its time is over."""
+        with unavailable_as_service_error():
+            found: Any = await self._redis.lindex(self._key("outputs", job_id), index)
+        return found if found is None else bytes(found)
+
     async def outcome(self, job_id: str) -> Outcome | None:
         """How a job ended; None when it has not, is unknown, or its result has expired."""
         _, outcome = await self._look(job_id)
         return outcome
+
+    @asynccontextmanager
+    async def expecting(self, job_ids: Sequence[str]) -> AsyncIterator[None]:
+        """While it lasts the ends of these jobs, which are not put yet, are looked out for.
+
+        So `wait` need not look first whether they are there and have ended already.
+        """
+        async with AsyncExitStack() as stack:
+            for job_id in job_ids:
+                changed = await stack.enter_async_context(self._watch.job_end(job_id))
+                self._expected[job_id] = changed
+                stack.callback(self._expected.pop, job_id)
+            yield
 
     async def wait(self, job_id: str, timeout_s: float | None) -> Outcome:
         """How a job ended, as soon as it does. A Redis that restarts meanwhile is waited for.
@@ -81,8 +119,10 @@ class JobStore:
                 "allow more time, or ask for it again later"
             ) from None
 
-    async def events(self, job_id: str, after: str = "0") -> AsyncIterator[Event]:
+    async def events(self, job_id: str, after: str = "0") -> AsyncGenerator[Event, None]:
         """Events of a job, past and coming, in order; the last one is the job's end.
+
+        A Redis that goes away after the first event is waited for, half a minute at most.
 
         Args:
             after: id of the last event that the caller knows; "0" starts at the beginning.
@@ -90,6 +130,7 @@ class JobStore:
         Raises:
             InvalidRequest: `after` is not an event's id.
             NotFound: no such job.
+            JobFailed: the job was there and is gone without an end.
         """
         if not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(
@@ -98,15 +139,23 @@ class JobStore:
             )
         key = self._key("events", job_id)
         cancellation = Cancellation()
+        seen_at: float | None = None
         async with self._watch.stream(key, after) as changed:
             while True:
                 changed.clear()
-                entries, status = await self._read_events(job_id, after)
+                try:
+                    entries, status = await self._read_events(job_id, after)
+                except QueueUnavailable:
+                    if seen_at is None or time.monotonic() - seen_at > _EVENTS_PATIENCE_S:
+                        raise
+                    cancellation.check()
+                    await asyncio.sleep(_PAUSE_WHILE_UNAVAILABLE_S)
+                    continue
                 if status is None:
-                    raise _not_found(job_id)
-                for entry_id, fields in entries:
-                    after = entry_id.decode()
-                    event = await self._to_event(after, fields)
+                    raise _not_found(job_id) if seen_at is None else _lost(job_id)
+                seen_at = time.monotonic()
+                for event in entries:
+                    after = event.id
                     cancellation.check()
                     yield event
                     if event.final:
@@ -119,18 +168,26 @@ class JobStore:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(changed.wait(), _LOOK_AGAIN_S)
 
-    async def dead_letters(self, count: int = 100) -> list[dict[str, Any]]:
+    async def dead_letters(self, count: int = MAX_DEAD_LETTERS) -> list[dict[str, Any]]:
         """Jobs that were given up, newest first.
 
-        Each has id, task, model, num_deliveries, worker (the last one), error, at (Unix seconds).
+        Each has id, task, model, num_deliveries, worker (the last one), error, at (Unix seconds)
+        and entry (of the stream of dead letters).
         """
         with unavailable_as_service_error():
             entries: Any = await self._redis.xrevrange(f"{self._root}:dead", count=count)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for _, stored in entries:
+                    pipe.exists(self._key("job", stored[b"id"].decode()))
+                kept = await pipe.execute() if entries else []
         letters: list[dict[str, Any]] = []
-        for entry_id, stored in entries:
+        for (entry_id, stored), is_kept in zip(entries, kept, strict=True):
+            if not is_kept:  # its time is over
+                continue
             letter: dict[str, Any] = {name.decode(): text.decode() for name, text in stored.items()}
             letter["num_deliveries"] = int(letter["num_deliveries"])
             letter["error"] = json.loads(letter["error"])
+            letter["entry"] = entry_id.decode()
             letter["at"] = int(entry_id.split(b"-")[0]) / 1000
             letters.append(letter)
         return letters
@@ -138,6 +195,10 @@ class JobStore:
     async def _wait(self, job_id: str) -> Outcome:
         known = False
         cancellation = Cancellation()
+        if (expected := self._expected.get(job_id)) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(expected.wait(), _LOOK_AGAIN_S)
+            cancellation.check()
         while True:
             try:
                 async with self._watch.job_end(job_id) as changed:
@@ -157,7 +218,8 @@ class JobStore:
 
     async def _look(self, job_id: str) -> tuple[Status | None, Outcome | None]:
         with unavailable_as_service_error():
-            async with self._redis.pipeline(transaction=True) as pipe:
+            # No transaction: a full Redis refuses those. Outputs are there before the status is.
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hmget(self._key("job", job_id), "status", "info", "error")
                 pipe.lrange(self._key("outputs", job_id), 0, -1)
                 (status, info, error), outputs = await pipe.execute()
@@ -173,14 +235,15 @@ class JobStore:
             error=ErrorBody.from_dict(json.loads(error)) if error else None,
         )
 
-    async def _read_events(self, job_id: str, after: str) -> tuple[list[Any], Status | None]:
-        """Entries and status at one moment, so that a final status means: no entry will follow."""
+    async def _read_events(self, job_id: str, after: str) -> tuple[list[Event], Status | None]:
+        """Events, and the status before they were read: a final one means that no more follow."""
         with unavailable_as_service_error():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xrange(self._key("events", job_id), min=f"({after}", count=_EVENTS_PER_READ)
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hget(self._key("job", job_id), "status")
-                entries, status = await pipe.execute()
-        return entries, Status(status.decode()) if status else None
+                pipe.xrange(self._key("events", job_id), min=f"({after}", count=_EVENTS_PER_READ)
+                status, entries = await pipe.execute()
+        events = [await self._to_event(entry_id.decode(), fields) for entry_id, fields in entries]
+        return events, Status(status.decode()) if status else None
 
     async def _to_event(self, event_id: str, fields: dict[bytes, bytes]) -> Event:
         blob: Any = None

@@ -1,143 +1,241 @@
--- Hand out up to `credit` jobs: first those whose lease ended, then new ones, interactive before batch,
--- except that batch gets its share of the slots while both wait.
+-- Hand out jobs: first what an earlier call of this worker handed out and its reply did not reach it,
+-- then those whose lease ended, then waiting ones, interactive before batch, except that batch gets its
+-- share of the slots while both wait.
 --
--- ARGV: worker, credit, lease_ms, max_deliveries, waiting_ttl_ms, result_ttl_ms, interactive jobs
--- between two batch jobs, error of a dead letter, error of a passed deadline (both JSON).
+-- ARGV: worker, credit (jobs of any priority), urgent_credit (of those and interactive ones beyond),
+-- lease_ms, max_deliveries, waiting_ttl_ms, result_ttl_ms, dead_letter_ttl_ms, interactive jobs between
+-- two batch jobs, error of a dead letter, error of a passed deadline (both JSON), name of this call, then
+-- the names of calls that went unanswered.
 -- Returns {deliveries, ids of dead letters, last ids of {interactive, batch, wake}}; a delivery is
 -- {entry, deliveries so far, milliseconds waited, payload or nil, hash fields and values}.
 
-local worker, credit, lease_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local max_deliveries, waiting_ttl_ms, result_ttl_ms = tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local max_streak, dead_error, late_error = tonumber(ARGV[7]), ARGV[8], ARGV[9]
-local MAX_SKIPPED = 1000 -- entries of ended jobs that one call clears away
+local worker, credit, urgent_credit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local lease_ms, max_deliveries = tonumber(ARGV[4]), tonumber(ARGV[5])
+local waiting_ttl_ms = ARGV[6]
+local result_ttl_ms, dead_ttl_ms, max_streak = ARGV[7], ARGV[8], tonumber(ARGV[9])
+local dead_error, late_error, call = ARGV[10], ARGV[11], ARGV[12]
+local MAX_SKIPPED = 1000 -- ended jobs that one call clears away
+local MAX_DEAD = 1000
 
 local now = now_ms()
-local priorities = { 'interactive', 'batch' }
-local streams = { interactive = key('stream', 'interactive'), batch = key('stream', 'batch') }
 -- Fails here, before anything is written, when a group is missing.
-local groups = {}
-for _, priority in ipairs(priorities) do
-  groups[priority] = redis.call('XPENDING', streams[priority], GROUP)
+local num_pending = {}
+for _, priority in ipairs(PRIORITIES) do
+  num_pending[priority] = redis.call('XPENDING', key('stream', priority), GROUP)[1]
 end
-local handed, dead, skipped = {}, {}, 0
+local handed, dead, changed, skipped = {}, {}, {}, 0
 
-local function bury(id, fields, owner, count)
+local function room(priority)
+  return (priority == 'interactive' and urgent_credit or credit) - #handed
+end
+
+-- Payload and record stay so that the job can be put back; the oldest letters make room.
+local function bury(id, fields, count)
+  local letters = root .. ':dead'
+  settle_failed(id, dead_ttl_ms, dead_error, true)
   redis.call(
-    'XADD', root .. ':dead', 'MAXLEN', '~', MAX_DEAD, '*', 'id', id, 'task', fields.task or '',
-    'model', fields.model or '', 'num_deliveries', count, 'worker', owner, 'error', dead_error
+    'XADD', letters, '*', 'id', id, 'task', fields.task or '', 'model', fields.model or '',
+    'num_deliveries', count, 'worker', fields.worker or '', 'error', dead_error
   )
-  settle_failed(id, result_ttl_ms, dead_error)
+  redis.call('XTRIM', letters, 'MINID', string.format('%.0f', now - dead_ttl_ms))
+  while redis.call('XLEN', letters) > MAX_DEAD do
+    local oldest = redis.call('XRANGE', letters, '-', '+', 'COUNT', 1)[1]
+    redis.call('DEL', key('payload', oldest[2][2]))
+    redis.call('XDEL', letters, oldest[1])
+  end
   dead[#dead + 1] = id
 end
 
--- Give one entry to the worker, or end it where it stands. `owner` held it before, if anybody did.
-local function hand_out(stream, entry, id, count, owner)
+local function delivery(entry, id, count, flat)
+  local payload = redis.call('GET', key('payload', id))
+  return { entry, count, math.max(0, now - entry_ms(entry)), payload, flat, id }
+end
+
+-- Give a pending entry's job to the worker, or end it where it stands. True when it was given.
+local function hand_out(stream, entry, id)
   local job = key('job', id)
   local flat = redis.call('HGETALL', job)
-  local fields = {}
-  for i = 1, #flat, 2 do
-    fields[flat[i]] = flat[i + 1]
-  end
+  local fields = to_table(flat)
+  local count = (fields.num_deliveries or 0) + 1
   local live = false
   if not fields.status or FINAL[fields.status] then
-    redis.call('SREM', root .. ':cancel', id) -- cancelled while it waited, or expired
+    redis.call('SREM', root .. ':cancel', id) -- expired, or ended by someone else
   elseif redis.call('SISMEMBER', root .. ':cancel', id) == 1 then
     settle(id, result_ttl_ms, 'cancelled', '{}', {})
   elseif fields.deadline_at and tonumber(fields.deadline_at) * 1000 <= now then
     settle_failed(id, result_ttl_ms, late_error)
   elseif count > max_deliveries then
-    bury(id, fields, owner, count - 1)
+    bury(id, fields, count - 1)
   else
     live = true
   end
   if not live then
     remove_entry(stream, entry)
     skipped = skipped + 1
-    return
+    return false
   end
-  redis.call('HSET', job, 'status', 'running', 'worker', worker, 'entry', entry, 'started_ms', now)
+  redis.call('HSET', job, 'status', 'running', 'worker', worker, 'started_ms', now,
+    'num_deliveries', count)
   redis.call('PEXPIRE', job, waiting_ttl_ms)
   redis.call('PEXPIRE', key('payload', id), waiting_ttl_ms)
+  if fields.group then
+    redis.call('PEXPIRE', key('group', fields.group), waiting_ttl_ms + result_ttl_ms)
+  end
+  if count > 1 and count == max_deliveries then
+    redis.call('HSET', root .. ':last_chances', id, worker)
+  end
   add_event(id, waiting_ttl_ms, 'started', '{"num_deliveries":' .. count .. '}')
-  local payload = redis.call('GET', key('payload', id))
-  handed[#handed + 1] = { entry, count, math.max(0, now - entry_ms(entry)), payload, flat }
-  credit = credit - 1
+  handed[#handed + 1] = delivery(entry, id, count, flat)
+  return true
+end
+
+-- What a call handed out whose reply got lost: the worker does not know that it has these jobs.
+local function hand_again()
+  local last = redis.call('HGET', root .. ':takes', worker)
+  if not last then
+    return
+  end
+  local unanswered = {}
+  for i = 12, #ARGV do
+    unanswered[ARGV[i]] = true
+  end
+  if not unanswered[string.match(last, '^%S+')] then
+    return
+  end
+  for priority, entry, id in string.gmatch(last, ' (%S+) (%S+) (%S+)') do
+    local stream, job = key('stream', priority), key('job', id)
+    local flat = redis.call('HGETALL', job)
+    if lease(stream, entry) == worker and to_table(flat).status == 'running' then
+      redis.call('XCLAIM', stream, GROUP, worker, 0, entry, 'JUSTID')
+      handed[#handed + 1] = delivery(entry, id, tonumber(to_table(flat).num_deliveries), flat)
+    end
+  end
+end
+
+-- Whether the worker has a job that it may be the last one to get.
+local function has_last_chance()
+  for id, holder in pairs(to_table(redis.call('HGETALL', root .. ':last_chances'))) do
+    local known = redis.call('HMGET', key('job', id), 'status', 'worker')
+    if holder == worker and known[1] == 'running' and known[2] == worker then
+      return true
+    end
+  end
+  return false
+end
+
+-- A job that is handed out for the last time meets no other one like it. So one that kills its workers
+-- takes those along that were with it before, but not to the end: in their last run it is elsewhere.
+local function must_wait(stream, entry)
+  local fields = entry_fields(stream, entry)
+  local count = fields and redis.call('HGET', key('job', fields.id), 'num_deliveries') or 0
+  return max_deliveries > 1 and count + 1 == max_deliveries and has_last_chance()
 end
 
 local function reclaim(priority)
-  local stream = streams[priority]
-  while credit > 0 and skipped < MAX_SKIPPED do
-    local idle = redis.call('XPENDING', stream, GROUP, 'IDLE', lease_ms, '-', '+', credit)
+  local stream, from = key('stream', priority), '-'
+  while room(priority) > 0 and skipped < MAX_SKIPPED do
+    local idle = redis.call('XPENDING', stream, GROUP, 'IDLE', lease_ms, from, '+', room(priority))
     if #idle == 0 then
       return
     end
     for _, found in ipairs(idle) do
-      local claimed = redis.call('XCLAIM', stream, GROUP, worker, lease_ms, found[1])[1]
-      if claimed then
-        hand_out(stream, found[1], claimed[2][2], found[4] + 1, found[2])
-      else
-        redis.call('XACK', stream, GROUP, found[1]) -- its entry is gone
-        skipped = skipped + 1
+      if not must_wait(stream, found[1]) then
+        local claimed = redis.call('XCLAIM', stream, GROUP, worker, lease_ms, found[1])[1]
+        if claimed then
+          hand_out(stream, found[1], to_table(claimed[2]).id)
+        else
+          redis.call('XACK', stream, GROUP, found[1]) -- its entry is gone
+          skipped = skipped + 1
+        end
       end
     end
+    from = '(' .. idle[#idle][1]
   end
 end
 
-local empty = {}
-
-local function read(priority)
-  if empty[priority] then
+-- The next waiting job of a priority. Returns whether there was one, and whether it was given.
+local function take_next(priority)
+  local owner = redis.call('ZRANGE', key('turns', priority), 0, 0)[1]
+  if not owner or room(priority) < 1 then
     return false
   end
-  local stream = streams[priority]
-  local reply = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', 1, 'STREAMS', stream, '>')
-  if not reply then
-    empty[priority] = true
-    return false
+  local stream = key('stream', priority)
+  local member = redis.call('ZRANGE', key('due', priority) .. ':' .. owner, 0, 0)[1]
+  if not member then -- somebody deleted the key
+    redis.call('ZREM', key('turns', priority), owner)
+    skipped = skipped + 1
+    return true, false
   end
-  local entry = reply[1][2][1]
-  local before = credit
-  hand_out(stream, entry[1], entry[2][2], 1, worker)
-  return true, credit < before
+  local entry = to_entry(member)
+  local claimed = redis.call('XCLAIM', stream, GROUP, worker, 0, entry, 'FORCE', 'RETRYCOUNT', 1)[1]
+  local fields, given = { owner = owner, row_steps = 0 }, false
+  if claimed then
+    fields = to_table(claimed[2])
+    given = hand_out(stream, entry, fields.id)
+  end -- else somebody deleted the entry
+  if given then
+    charge(priority, owner, fields.row_steps)
+  end
+  dequeue(priority, entry, fields)
+  changed[priority] = true
+  return true, given
 end
 
-for _, priority in ipairs(priorities) do
-  if groups[priority][1] > 0 then
+go_on_when_full()
+hand_again()
+local may_reclaim = leases_count(lease_ms)
+for _, priority in ipairs(PRIORITIES) do
+  if may_reclaim and num_pending[priority] > 0 then
     reclaim(priority)
   end
+  local num_late = expire_waiting(priority, now, MAX_SKIPPED, result_ttl_ms, late_error)
+  changed[priority] = num_late > 0
 end
 
 -- The streak is kept in Redis, so the share holds across workers.
-local pace = root .. ':pace'
 local streak = tonumber(redis.call('HGET', pace, 'streak') or 0)
 local streak_before = streak
-while credit > 0 and skipped < MAX_SKIPPED do
+while skipped < MAX_SKIPPED do
   local first, second = 'interactive', 'batch'
   if streak >= max_streak then
     first, second = second, first
   end
   local got = first
-  local found, live = read(first)
+  local found, given = take_next(first)
   if not found then
     got = second
-    found, live = read(second)
+    found, given = take_next(second)
   end
   if not found then
     break
   end
-  if live then
+  if given then
     streak = got == 'batch' and 0 or math.min(streak + 1, max_streak)
   end
 end
 if streak ~= streak_before then
   redis.call('HSET', pace, 'streak', streak)
 end
+for priority, is_changed in pairs(changed) do
+  if is_changed then
+    show_lag(priority)
+  end
+end
 
--- Where a reader that got nothing goes on: it wakes for entries newer than these. No places when there
--- may be more to read right now.
+if #handed > 0 then
+  local words = { call }
+  for _, given in ipairs(handed) do
+    local fields = to_table(given[5])
+    words[#words + 1] = (fields.priority or 'interactive') .. ' ' .. given[1] .. ' ' .. given[6]
+  end
+  redis.call('HSET', root .. ':takes', worker, table.concat(words, ' '))
+end
+
+-- Where a reader that got all there was goes on: it wakes for entries newer than these. No places when
+-- there may be more to read right now.
 local last = {}
-if #handed == 0 and skipped < MAX_SKIPPED then
-  for i, stream in ipairs({ streams.interactive, streams.batch, root .. ':wake' }) do
+if (#handed == 0 or #handed < credit) and skipped < MAX_SKIPPED then
+  for i, stream in ipairs({ key('stream', 'interactive'), key('stream', 'batch'), root .. ':wake' }) do
     local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
     last[i] = newest and newest[1] or '0-0'
   end

