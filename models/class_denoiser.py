@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,11 @@ class ClassContext:
     def num_rows(self) -> int:
         """R."""
         return len(self.labels)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that its tensors take."""
+        return self.labels.nbytes + self.guide.nbytes
 
     def of_guide(self) -> Self:
         """The same rows for the guide model."""
@@ -174,6 +179,11 @@ class ClassDenoiser(nn.Module):
         load_weights(model, directory / file)
         return model.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.position.device
+
     def forward(self, latents: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity (R, C, h, w) of noisy latents.
 
@@ -195,14 +205,8 @@ class ClassDenoiser(nn.Module):
         return unpatchify(x, 1, grid)
 
     def prefill(self, labels: Tensor, source_latents: Tensor | None = None) -> ClassContext:
-        """Context of labels (R,) int64.
-
-        Raises:
-            ValueError: there are source latents: this model makes no edits.
-        """
-        if source_latents is not None:
-            raise ValueError("a class-conditional denoiser takes no source latents")
-        return ClassContext(labels, torch.zeros(len(labels), dtype=torch.bool))
+        """Context of labels (R,) int64; see `class_context`."""
+        return class_context(labels, source_latents)
 
     def velocity(self, x: Tensor, t: Tensor, context: ClassContext) -> Tensor:
         """`forward` with the labels of a context."""
@@ -215,9 +219,28 @@ class ClassDenoiser(nn.Module):
         return rotary_table(grid, head_width, trained=(side, side))
 
 
+def class_context(labels: Tensor, source_latents: Tensor | None = None) -> ClassContext:
+    """Context of labels (R,) int64.
+
+    Raises:
+        ValueError: there are source latents: these models make no edits.
+    """
+    if source_latents is not None:
+        raise ValueError("a class-conditional denoiser takes no source latents")
+    return ClassContext(labels, torch.zeros(len(labels), dtype=torch.bool))
+
+
+class ClassVelocity(Protocol):
+    """A class-conditional denoiser, whatever runs it."""
+
+    def velocity(self, x: Tensor, t: Tensor, context: ClassContext, /) -> Tensor:
+        """Velocity (R, C, h, w) of x (R, C, h, w) at times t (R,)."""
+        ...
+
+
 def autoguided_velocity(
-    denoiser: ClassDenoiser,
-    guide: ClassDenoiser | None,
+    denoiser: ClassVelocity,
+    guide: ClassVelocity | None,
     x: Tensor,
     t: Tensor,
     context: ClassContext,

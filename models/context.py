@@ -14,6 +14,11 @@ class Context(Protocol):
         """R."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that its tensors take."""
+        ...
+
     def select(self, rows: Tensor | Sequence[int]) -> Self:
         """The context of some rows, in that order."""
         ...

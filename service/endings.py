@@ -8,7 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from service import metrics
-from service.errors import BackendError, ErrorBody, QueueUnavailable, ServiceError
+from service.engine.work import Previewed
+from service.errors import (
+    BackendError,
+    DeadlineExceeded,
+    ErrorBody,
+    QueueUnavailable,
+    ServiceError,
+)
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
@@ -19,6 +26,7 @@ from service.tasks import end_tasks
 log = get_logger(__name__)
 
 RETRY_S = 0.2
+_QUICK_BYTES = 2**14  # of pixels; as a PNG file they take less than a millisecond
 
 
 class Endings:
@@ -48,8 +56,15 @@ class Endings:
         """Write the outputs on another thread and finish the job with them."""
         self._begin(job, self._succeed(job, tensors, timings_s))
 
+    def preview(self, job: RunningJob, event: Previewed) -> None:
+        """Write a preview on another thread and publish it, after those before it."""
+        before = job.previews
+        job.previews = asyncio.create_task(self._preview(job, event, before))
+        self._keep(job.previews)
+
     def fail(self, job: RunningJob, error: Exception) -> None:
         """Fail the job for good."""
+        job.hopeless = isinstance(error, DeadlineExceeded)
         self._begin(job, self._fail(job, error))
 
     def cancel(self, job: RunningJob) -> None:
@@ -59,21 +74,6 @@ class Endings:
             self._send(job, lambda: self._queue.finish_cancelled(self._worker, job.delivery)),
         )
 
-    def refuse(self, delivery: Delivery, error: ServiceError) -> None:
-        """Fail a delivery that was never begun."""
-        log.error("job refused", job_id=delivery.job.id, reason=error.message)
-
-        async def send() -> None:
-            while True:
-                try:
-                    await self._queue.fail(self._worker, delivery, error.body)
-                except QueueUnavailable:
-                    await asyncio.sleep(RETRY_S)
-                else:
-                    return
-
-        self._track(send())
-
     async def abandon(self) -> None:
         """Stop what is still on its way; the queue gives those jobs to another worker."""
         await end_tasks(self._tasks)
@@ -81,10 +81,13 @@ class Endings:
     def _begin(self, job: RunningJob, sending: Coroutine[Any, Any, None]) -> None:
         job.ending = True
         job.held_rows = 0
-        self._track(sending)
+        self.track(sending)
 
-    def _track(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def track(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something for a job in the background, until `abandon`."""
+        self._keep(asyncio.create_task(work))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
 
@@ -94,16 +97,34 @@ class Endings:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("an outcome could not be sent", reason=str(error), exc_info=error)
 
+    async def _preview(
+        self, job: RunningJob, event: Previewed, before: asyncio.Task[None] | None
+    ) -> None:
+        """A preview that cannot be sent is left out: it is no part of the result."""
+        tensors = {"images": event.images}
+        try:
+            (blob,) = await _encode(job, tensors)
+            if before is not None:
+                await asyncio.wait([before])
+            data = {"index": event.index, "step": event.step, "num_steps": event.num_steps}
+            await self._queue.publish(event.job_id, "preview", data, blob)
+        except QueueUnavailable as error:
+            log.warning("preview not sent", reason=str(error.__cause__), **_ids(job.delivery))
+        except Exception as error:  # the per-job boundary
+            log.error("preview failed", reason=str(error), exc_info=error, **_ids(job.delivery))
+
     async def _succeed(
         self, job: RunningJob, tensors: dict[str, Tensor], timings_s: dict[str, float]
     ) -> None:
         started = time.perf_counter()
         try:
-            outputs = await asyncio.to_thread(encode_outputs, job.delivery.job, tensors)
+            outputs = await _encode(job, tensors)
         except Exception as error:  # the per-job boundary
             await self._fail(job, error)
             return
         timings_s = timings_s | {"compress": time.perf_counter() - started}
+        if job.previews is not None:  # nothing can be published once the job has ended
+            await asyncio.wait([job.previews])
         for stage, seconds in timings_s.items():
             metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         info = {
@@ -136,6 +157,16 @@ class Endings:
             else:
                 self._jobs.lose(job)
             return
+
+
+async def _encode(job: RunningJob, tensors: dict[str, Tensor]) -> list[bytes]:
+    """The job's files, written on another thread unless that takes longer than the writing."""
+    assert job.work is not None
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    slow_format = getattr(job.delivery.job.params, "output_format", None) == "webp"
+    if num_bytes <= _QUICK_BYTES and not slow_format:
+        return encode_outputs(job.delivery.job, tensors, job.work)
+    return await asyncio.to_thread(encode_outputs, job.delivery.job, tensors, job.work)
 
 
 def _ids(delivery: Delivery) -> dict[str, str]:

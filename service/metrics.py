@@ -43,6 +43,9 @@ ACTIVE_ROWS = Gauge("rpiae_active_rows", "Model rows in the running batch", ["wo
 STEP_BATCH_ROWS = Histogram(
     "rpiae_step_batch_rows", "Model rows per velocity call", buckets=_ROW_BUCKETS
 )
+STEP_PADDING_ROWS = Counter(
+    "rpiae_step_padding_rows", "Copies of rows that only filled a batch up to a size that runs fast"
+)
 STEP_SECONDS = Histogram(
     "rpiae_step_seconds", "Duration of one velocity call", buckets=_STEP_BUCKETS_S
 )
@@ -61,6 +64,9 @@ DEADLINES = Counter("rpiae_deadline", "Jobs with a deadline that ended; met: tru
 
 WORKERS = Gauge("rpiae_workers", "Live workers")
 MODEL = Info("rpiae_model", "The served model")
+BACKEND_WORKERS = Gauge(
+    "rpiae_backend_workers", "Workers by the runtime of their model", ["backend"]
+)
 DEVICE_MEMORY_BYTES = Gauge("rpiae_device_memory_bytes", "Device memory in use", ["worker"])
 DEVICE_UTILIZATION_RATIO = Gauge(
     "rpiae_device_utilization_ratio", "Share of time the device was busy, 0 to 1", ["worker"]

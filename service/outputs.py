@@ -6,11 +6,15 @@ from torch import Tensor
 
 from service.boxes import Box
 from service.engine.images import encode_file, picture_text
+from service.engine.work import PictureWork, Work
 from service.jobs.job import DecodeParams, EditParams, GenerateParams, Job
 
 
-def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
-    """One file for each picture, or one safetensors file; takes CPU time, not the device's."""
+def encode_outputs(job: Job, tensors: dict[str, Tensor], work: Work) -> list[bytes]:
+    """One file for each picture, or one safetensors file; takes CPU time, not the device's.
+
+    Finished pictures and previews alike; `work` has the source that a mask keeps parts of.
+    """
     match job.params:
         case GenerateParams() as params:
             text = picture_text(
@@ -24,7 +28,7 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
             box = params.box if isinstance(params, EditParams) else None
             return [
                 encode_file(crop(image, box), params.output_format, params.output_compression, text)
-                for image in tensors["images"]
+                for image in keep_unmasked(tensors["images"], work)
             ]
         case DecodeParams(output_format="png" | "jpeg" | "webp" as image_format) as params:
             return [
@@ -36,6 +40,13 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor]) -> list[bytes]:
         case _:
             # Copies: safetensors refuses tensors that share memory, as `latents` and `mean` may.
             return [save({name: tensor.clone() for name, tensor in tensors.items()})]
+
+
+def keep_unmasked(images: Tensor, work: Work) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 with the source's own pixels wherever the mask keeps them."""
+    if not isinstance(work, PictureWork) or work.mask is None or work.source is None:
+        return images
+    return torch.where(work.mask, images, work.source)
 
 
 def _cropped(images: Tensor, params: DecodeParams) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """The worker: jobs from the queue through the engine, and their outcomes back.
 
-Everything that speaks to the queue runs in one asyncio loop; the engine has a thread of its own,
-and image files are written by further threads. While Redis is away the engine goes on, and
-outcomes are sent when it is back, unless the lease turns out to be lost.
+Everything that speaks to the queue runs in one asyncio loop; the engine has a thread of its own;
+payloads are read and image files written by further threads. While Redis is away the engine goes
+on, and outcomes are sent when it is back, unless the lease turns out to be lost.
 """
 
 import asyncio
@@ -15,25 +15,27 @@ from typing import Any
 
 from models.manifest import Manifest
 from service import metrics
+from service.attending import Attending
 from service.backends.base import Backend
 from service.endings import RETRY_S, Endings
+from service.engine.calibration import Calibration
 from service.engine.compute import ComputeThread
 from service.engine.engine import Engine
-from service.engine.work import Denoised, Failed, Finished, Stepped, Tick
-from service.errors import DeadlineExceeded, InvalidRequest, QueueUnavailable, ServiceError
+from service.engine.work import Denoised, Failed, Finished, Previewed, Stepped, Tick, Work
+from service.errors import InvalidRequest, QueueUnavailable
+from service.heartbeat import Heartbeat
 from service.intake import to_work
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
-from service.running import RunningJobs
+from service.running import RunningJob, RunningJobs
 from service.settings import Settings
+from service.taking import Taking
 from service.tasks import end_tasks
 
 log = get_logger(__name__)
 
-_BLOCK_MS = 1000  # a drain waits this long for a reading that is under way
-_MAX_ENDING = 64
-_LEASE_SHARE = 1 / 3  # of a lease between two renewals
+_MAX_DONE = 64
 
 
 def worker_name() -> str:
@@ -45,10 +47,11 @@ class Worker:
     """One device's worker.
 
     Args:
-        settings: lease, drain and row limits.
+        settings: lease, drain and cache limits.
         queue: opened here, closed by the caller.
         backend: loaded and warm.
         manifest: of the model that the backend runs.
+        calibration: of the backend; without it its limits are taken as they are.
         metrics_url: where a gateway on this machine finds this process's metrics, if anywhere.
     """
 
@@ -59,6 +62,7 @@ class Worker:
         backend: Backend,
         manifest: Manifest,
         *,
+        calibration: Calibration | None = None,
         metrics_url: str | None = None,
     ) -> None:
         self.name = worker_name()
@@ -67,20 +71,37 @@ class Worker:
         self._backend = backend
         self._manifest = manifest
         self._metrics_url = metrics_url
-        self._engine = Engine(backend, shift=manifest.timestep_shift)
+        self._engine = Engine(
+            backend,
+            shift=manifest.timestep_shift,
+            calibration=calibration,
+            cache_bytes=settings.prefill_cache_mb * 2**20,
+        )
         self._compute = ComputeThread(self._engine, self._on_tick)
-        self._jobs = RunningJobs(_MAX_ENDING)
+        self._jobs = RunningJobs(_MAX_DONE)
         self._endings = Endings(queue, self.name, self._jobs, self._on_end)
+        self._attending = Attending(queue, self._jobs, self._cancel)
         self._draining = asyncio.Event()
-        self._ticked = asyncio.Event()
-        self._room = asyncio.Event()  # rows became free, or a job left
+        self._taking = Taking(queue, self.name, self._credit, self._accept, self._draining)
+        self._heartbeat = Heartbeat(
+            queue,
+            self.name,
+            self._jobs,
+            lease_s=settings.lease_s,
+            on_lost=self._lose,
+            info=self._info,
+            is_leaving=self._draining.is_set,
+        )
+        self._left = asyncio.Event()  # a job left since this was last cleared
         self._busy_s = 0.0
         self._busy_since = time.perf_counter()
-        self._step_seconds = 0.0
+        self._step_s = self._engine.step_alone_s
+        self._row_steps_per_s = self._engine.row_steps_per_s
 
     def drain(self) -> None:
         """Take no more jobs and come to an end; `run` then returns."""
         self._draining.set()
+        self._taking.wake()
 
     async def run(self) -> None:
         """Work until `drain` is called.
@@ -91,8 +112,10 @@ class Worker:
         await self._open_queue()
         broken = self._compute.start()
         helpers = [
-            asyncio.create_task(self._keep_leases(), name="leases"),
-            asyncio.create_task(self._watch_jobs(), name="watch"),
+            asyncio.create_task(self._heartbeat.keep_leases(), name="leases"),
+            asyncio.create_task(self._heartbeat.keep_announced(), name="announcements"),
+            asyncio.create_task(self._attending.watch(), name="cancellations"),
+            asyncio.create_task(self._attending.publish(), name="progress"),
         ]
         life = asyncio.create_task(self._live(), name="life")
         log.info("worker ready", worker=self.name, backend=self._backend.name)
@@ -117,27 +140,12 @@ class Worker:
                 await asyncio.sleep(RETRY_S)
 
     async def _live(self) -> None:
-        await self._take_jobs()
+        await self._taking.run()
+        await self._give_back([job for job in self._jobs if not job.begun])
         await self._finish_running()
 
-    async def _take_jobs(self) -> None:
-        while not self._draining.is_set():
-            self._room.clear()
-            credit = self._jobs.credit(self._engine.max_rows)
-            if not credit:
-                await _first_set(self._room, self._draining)
-                continue
-            try:
-                deliveries = await self._queue.take(self.name, credit, _BLOCK_MS)
-                if self._draining.is_set():
-                    await self._queue.give_back(self.name, deliveries)
-                    return
-            except QueueUnavailable as error:
-                log.warning("cannot take jobs", reason=str(error.__cause__))
-                await asyncio.sleep(RETRY_S)
-                continue
-            for delivery in deliveries:
-                self._accept(delivery)
+    def _credit(self, urgent: bool) -> int:
+        return self._jobs.credit(self._engine.max_rows, urgent=urgent)
 
     def _accept(self, delivery: Delivery) -> None:
         job = delivery.job
@@ -148,18 +156,35 @@ class Worker:
         metrics.QUEUE_WAIT_SECONDS.labels(job.task, job.priority).observe(delivery.waited_s)
         if delivery.num_deliveries > 1:
             metrics.REDELIVERIES.inc()
+        running = self._jobs.add(delivery)
+        if delivery.payload is None:
+            self._begin(running, self._to_work(delivery))
+        else:
+            self._endings.track(self._prepare(running))
+
+    async def _prepare(self, job: RunningJob) -> None:
+        """Read the payload on another thread, while the engine and the loop go on."""
+        work = await asyncio.to_thread(self._to_work, job.delivery)
+        if not (job.ending or job.released):
+            self._begin(job, work)
+
+    def _to_work(self, delivery: Delivery) -> Work | Exception:
         try:
-            if job.model != self._manifest.name:
+            if delivery.job.model != self._manifest.name:
                 raise InvalidRequest(
-                    f"this worker serves {self._manifest.name}, the job asks for {job.model}",
+                    f"this worker serves {self._manifest.name}, the job asks for "
+                    f"{delivery.job.model}",
                     param="model",
                 )
-            autoguided = self._manifest.guidance == "autoguidance"
-            work = to_work(delivery, autoguided=autoguided)
-        except ServiceError as error:
-            self._endings.refuse(delivery, error)
+            return to_work(delivery, autoguided=self._manifest.guidance == "autoguidance")
+        except Exception as error:  # the per-job boundary
+            return error
+
+    def _begin(self, job: RunningJob, work: Work | Exception) -> None:
+        if isinstance(work, Exception):
+            self._endings.fail(job, work)
             return
-        self._jobs.add(delivery, work)
+        self._jobs.prepared(job, work)
         self._compute.submit(work)
 
     def _on_tick(self, tick: Tick) -> None:
@@ -169,72 +194,40 @@ class Worker:
                 continue
             match event:
                 case Stepped():
-                    job.progress = (event.step, event.num_steps)
+                    job.steps = (event.step, event.num_steps)
+                    job.moved = event.step < event.num_steps  # after the last comes the job's end
                 case Denoised():
                     job.held_rows = 0
+                case Previewed():
+                    self._endings.preview(job, event)
                 case Finished():
                     self._endings.succeed(job, event.tensors, event.timings_s)
                 case Failed():
                     self._endings.fail(job, event.error)
+        self._on_end()  # before anything else: what ends and what is taken keeps the device busy
         for fault in tick.faults:
             log.warning("a batch failed and was split", reason=str(fault), exc_info=fault)
         self._busy_s += sum(seconds for _, seconds in tick.stage_seconds)
         if tick.step_rows:
-            self._step_seconds = dict(tick.stage_seconds)["denoise"]
+            self._step_s, self._row_steps_per_s = tick.step_s, tick.row_steps_per_s
             metrics.STEP_BATCH_ROWS.observe(tick.step_rows)
-            metrics.STEP_SECONDS.observe(self._step_seconds)
-        self._ticked.set()
-        self._on_end()
+            metrics.STEP_PADDING_ROWS.inc(tick.padding_rows)
+            metrics.STEP_SECONDS.observe(dict(tick.stage_seconds)["denoise"])
+        self._attending.moved()
 
     def _on_end(self) -> None:
         metrics.ACTIVE_ROWS.labels(self.name).set(self._jobs.held_rows)
-        self._room.set()
+        self._left.set()
+        self._taking.wake()
 
-    async def _watch_jobs(self) -> None:
-        """After each tick: publish progress, and stop jobs that were cancelled or are too late."""
-        while True:
-            await self._ticked.wait()
-            self._ticked.clear()
-            try:
-                await self._stop_unwanted()
-                for job_id, (step, num_steps) in self._jobs.pop_progress().items():
-                    data = {"step": step, "num_steps": num_steps}
-                    await self._queue.publish(job_id, "progress", data)
-            except QueueUnavailable:
-                await asyncio.sleep(RETRY_S)
+    def _cancel(self, job: RunningJob) -> None:
+        self._compute.drop(job.id)
+        self._endings.cancel(job)
 
-    async def _stop_unwanted(self) -> None:
-        jobs = self._jobs.interruptible
-        cancelled = await self._queue.cancelled(job.work.id for job in jobs)
-        for job in jobs:
-            if job.ending or job.released or not (job.work.id in cancelled or job.expired):
-                continue
-            self._compute.drop(job.work.id)
-            if job.work.id in cancelled:
-                self._endings.cancel(job)
-            else:
-                late = "the deadline passed while the job ran: allow more time"
-                self._endings.fail(job, DeadlineExceeded(late))
-
-    async def _keep_leases(self) -> None:
-        """Renew the leases and say that this worker lives, three times per lease."""
-        lease_s = self._settings.lease_s
-        while True:
-            pause_s = lease_s * _LEASE_SHARE
-            jobs = list(self._jobs)
-            try:
-                lost = await self._queue.renew(self.name, [job.delivery for job in jobs])
-                for job in jobs:
-                    # A job that is ending learns of its lease when its outcome is sent.
-                    if job.work.id in lost and not job.ending:
-                        self._compute.drop(job.work.id)
-                        self._jobs.lose(job)
-                        self._on_end()
-                ttl_s = 0 if self._draining.is_set() else lease_s
-                await self._queue.announce(self.name, self._info(), ttl_s)
-            except QueueUnavailable:
-                pause_s = min(pause_s, RETRY_S)
-            await asyncio.sleep(pause_s)
+    def _lose(self, job: RunningJob) -> None:
+        self._compute.drop(job.id)
+        self._jobs.lose(job)
+        self._on_end()
 
     def _info(self) -> dict[str, Any]:
         """The announcement; measures how busy the device was since the last one."""
@@ -243,6 +236,7 @@ class Worker:
         self._busy_s, self._busy_since = 0.0, now
         metrics.DEVICE_UTILIZATION_RATIO.labels(self.name).set(min(1.0, busy))
         metrics.DEVICE_MEMORY_BYTES.labels(self.name).set(self._backend.memory_bytes())
+        urgent = [job for job in self._jobs if job.urgent]
         return {
             "model": self._manifest.name,
             "backend": self._backend.name,
@@ -250,7 +244,11 @@ class Worker:
             "pid": os.getpid(),
             "active_rows": self._jobs.held_rows,
             "max_rows": self._engine.max_rows,
-            "step_seconds": self._step_seconds,
+            "step_seconds": self._step_s if self._jobs.held_rows else self._engine.step_alone_s,
+            "row_steps_left": self._jobs.row_steps_left,
+            "urgent_rows": sum(job.held_rows for job in urgent),
+            "urgent_row_steps_left": sum(job.row_steps_left for job in urgent),
+            "row_steps_per_s": self._row_steps_per_s,
             "metrics_url": self._metrics_url,
         }
 
@@ -261,28 +259,28 @@ class Worker:
         with suppress(QueueUnavailable):
             await self._queue.announce(self.name, {}, 0)
         while len(self._jobs) or len(self._endings):
-            self._room.clear()
+            self._left.clear()
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._room.wait(), left_s)
+                await asyncio.wait_for(self._left.wait(), left_s)
+
+    async def _give_back(self, jobs: list[RunningJob]) -> int:
+        """Free jobs for other workers; how many that were."""
+        try:
+            await self._queue.give_back(self.name, [job.delivery for job in jobs])
+        except QueueUnavailable:
+            log.warning("cannot give jobs back: Redis is away", jobs=len(jobs))
+            return 0
+        for job in jobs:
+            self._compute.drop(job.id)
+            self._jobs.release(job)
+        return len(jobs)
 
     async def _leave(self) -> None:
         """Give back what did not end in time."""
-        rest = [job.delivery for job in self._jobs]
-        try:
-            await self._queue.give_back(self.name, rest)
+        given_back = await self._give_back(list(self._jobs))
+        with suppress(QueueUnavailable):
             await self._queue.announce(self.name, {}, 0)
-        except QueueUnavailable:
-            log.warning("left without giving jobs back: Redis is away", jobs=len(rest))
-        log.info("worker left", worker=self.name, given_back=len(rest))
-
-
-async def _first_set(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+        log.info("worker left", worker=self.name, given_back=given_back)

@@ -1,19 +1,22 @@
 """One worker as a process: model, metrics port and signals around a `Worker`."""
 
 import asyncio
-import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
 
 import torch
 from prometheus_client import start_http_server
 
-from models.manifest import Manifest, read_manifest
+from models.manifest import BundleError, Manifest, read_manifest
 from service import metrics
 from service.backends.base import Backend, Limits
 from service.backends.fake_backend import FakeBackend
 from service.backends.torch_backend import TorchBackend
+from service.cpu_count import cpu_count
+from service.engine.calibration import Calibration, calibrate
 from service.jobs.connection import connect
 from service.jobs.queue import JobQueue
 from service.log import configure_logging, get_logger
@@ -23,6 +26,7 @@ from service.worker import Worker
 log = get_logger(__name__)
 
 _LOOPBACK = "127.0.0.1"
+_CALIBRATION_S = 0.6
 _FAKE_ROWS, _FAKE_IMAGES = 16, 4
 
 
@@ -43,17 +47,24 @@ def run_worker(settings: Settings, *, index: int = 0) -> None:
     configure_logging(settings.log_level)
     manifest = read_manifest(settings.bundle)
     backend = load_backend(settings, manifest, index)
-    backend.warm_up((1, backend.limits.max_rows))
+    backend.warm_up((1,))
+    calibration = calibrate(backend, max_rows=settings.max_rows, limit_s=_CALIBRATION_S)
+    log.info("backend measured", **asdict(calibration))
     metrics.MODEL.info({"name": manifest.name, "licence": manifest.licence})
-    with _metrics_server(settings, index) as metrics_url:
-        asyncio.run(_work(settings, settings.redis_url, manifest, backend, metrics_url))
+    metrics.BACKEND_WORKERS.labels(backend.name).set(1)
+    with (
+        _metrics_server(settings, index) as metrics_url,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(_work(settings, settings.redis_url, manifest, backend, calibration, metrics_url))
 
 
 def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Backend:
     """The runtime that the settings ask for, with the bundle's model.
 
     Raises:
-        BundleError: the bundle is incomplete, altered or does not fit its manifest.
+        BundleError: the bundle is incomplete, altered or does not fit its manifest; or onnxruntime
+            is asked for and cannot serve it.
     """
     if settings.backend == "fake":
         limits = Limits(
@@ -63,17 +74,43 @@ def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Back
             max_images=_FAKE_IMAGES,
             other_sizes=manifest.other_sizes,
         )
-        return FakeBackend(limits, step_seconds={1: settings.fake_step_s})
+        return FakeBackend(
+            limits,
+            step_seconds={1: settings.fake_step_s},
+            fatal=settings.fake_fatal_prompt,
+        )
     device = "cpu"
     if torch.cuda.is_available():
         device = f"cuda:{index % torch.cuda.device_count()}"
-    cores = len(os.sched_getaffinity(0))
+    threads = settings.threads or max(1, cpu_count() // settings.workers)
+    if settings.backend == "onnxruntime" or (settings.backend == "auto" and manifest.exports):
+        try:
+            return _load_onnx(settings, manifest, device, threads)
+        except BundleError as error:
+            if settings.backend == "onnxruntime":
+                raise
+            log.warning("onnxruntime is not used, PyTorch is", reason=str(error))
     return TorchBackend.load(
+        settings.bundle, device=device, threads=threads, max_rows=settings.max_rows
+    )
+
+
+def _load_onnx(settings: Settings, manifest: Manifest, device: str, threads: int) -> Backend:
+    if find_spec("onnxruntime") is None:
+        raise BundleError("onnxruntime is not installed: install rpiae[onnxruntime]")
+    # Not everybody has it.
+    from service.backends.onnx_backend import OnnxBackend
+
+    backend = OnnxBackend.load(
         settings.bundle,
+        manifest,
+        precision=settings.precision,
         device=device,
-        threads=settings.threads or max(1, cores // settings.workers),
+        threads=threads,
         max_rows=settings.max_rows,
     )
+    log.info("the bundle's export is used", backend=backend.name)
+    return backend
 
 
 @contextmanager
@@ -99,19 +136,14 @@ async def _work(
     redis_url: str,
     manifest: Manifest,
     backend: Backend,
+    calibration: Calibration,
     metrics_url: str | None,
 ) -> None:
     redis = connect(redis_url)
-    queue = JobQueue(
-        redis,
-        name=settings.queue_name,
-        lease_s=settings.lease_s,
-        result_ttl_s=settings.result_ttl_s,
-        max_waiting=settings.max_waiting,
-        max_deliveries=settings.max_deliveries,
-        on_dead_letter=_count_dead_letter,
+    queue = JobQueue.from_settings(redis, settings, on_dead_letter=_count_dead_letter)
+    worker = Worker(
+        settings, queue, backend, manifest, calibration=calibration, metrics_url=metrics_url
     )
-    worker = Worker(settings, queue, backend, manifest, metrics_url=metrics_url)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, worker.drain)
@@ -120,6 +152,15 @@ async def _work(
     finally:
         await queue.close()
         await redis.aclose()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The faster loop where there is one; the time it takes is taken from the model."""
+    if find_spec("uvloop") is None:
+        return None
+    import uvloop  # not on Windows
+
+    return uvloop.new_event_loop
 
 
 def _count_dead_letter(job_id: str) -> None:

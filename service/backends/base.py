@@ -5,19 +5,32 @@ B images, R rows, C latent channels. A row never depends on the other rows of it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from models.bridge import Posterior
 from models.context import Context
 
+Call: TypeAlias = Literal["encode", "decode", "prefill", "velocity"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call took. memory_bytes: device memory beyond what was held before, with the call's
+    inputs; 0 where the device does not tell.
+    """
+
+    seconds: float
+    memory_bytes: int = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Shapes without the batch axis and the largest batches that a backend accepts.
 
-    other_sizes: `encode` and `decode` also run other sizes, in whole latent cells.
+    other_sizes: `encode` and `decode` also run other sizes, in whole latent cells; padded: batches
+    of a few sizes run faster, so that it pays to fill others up.
     """
 
     image_size: tuple[int, int]
@@ -25,6 +38,7 @@ class Limits:
     max_rows: int
     max_images: int
     other_sizes: bool = False
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if self.max_rows < 3:
@@ -91,6 +105,16 @@ class Backend(Protocol):
         """Run every call once at these batch sizes, so that no request pays for first use."""
         ...
 
+    def measure(self, call: Call, size: int) -> Cost:
+        """What a call of `size` rows, or images of the model's own size, takes from its start to
+        its end on the device.
+        """
+        ...
+
     def memory_bytes(self) -> int:
         """Device memory that this process holds now."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Device memory that is free; None where running out of it is not to be expected."""
         ...

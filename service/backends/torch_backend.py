@@ -14,12 +14,10 @@ from models.context import Context
 from models.packed_linear import packed_bytes
 from models.text_context import TextContext
 from models.text_denoiser import TextDenoiser
-from service.backends.base import Limits
+from service.backends.base import Call, Cost, Limits
+from service.backends.measuring import MAX_IMAGES, MAX_ROWS, example, seconds_of
 from service.errors import BackendError, OutOfMemory
 
-# A CPU is busy with 16 rows: more make a step longer without more pictures per second.
-_MAX_ROWS = {"cpu": 16, "cuda": 64}
-_MAX_IMAGES = {"cpu": 4, "cuda": 16}
 _CPU_OUT_OF_MEMORY = "can't allocate memory"  # DefaultCPUAllocator's words; it has no own type
 
 
@@ -29,16 +27,17 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", max_rows: int | None = None) -> None:
-        """`max_rows` replaces the device's usual limit."""
+        """`max_rows` replaces the most rows that the device is tried with."""
         self._bundle = bundle
         self._device = torch.device(device)
         kind = self._device.type
         self.limits = Limits(
             image_size=bundle.manifest.image_size,
             latent_shape=bundle.manifest.latent_shape,
-            max_rows=max_rows or _MAX_ROWS.get(kind, _MAX_ROWS["cpu"]),
-            max_images=_MAX_IMAGES.get(kind, _MAX_IMAGES["cpu"]),
+            max_rows=max_rows or MAX_ROWS.get(kind, MAX_ROWS["cpu"]),
+            max_images=MAX_IMAGES.get(kind, MAX_IMAGES["cpu"]),
             other_sizes=bundle.manifest.other_sizes,
+            padded=kind == "cuda",
         )
 
     @classmethod
@@ -113,6 +112,29 @@ class TorchBackend:
                 context = self.prefill([""] * size, None)
                 x = torch.zeros(size, *self.limits.latent_shape)
                 self.velocity(x, torch.ones(size), context)
+
+    def measure(self, call: Call, size: int) -> Cost:
+        held = self._forget_peak()
+        seconds = seconds_of(example(self, call, size), self._device)
+        return Cost(seconds, self._peak_bytes() - held)
+
+    def _forget_peak(self) -> int:
+        """Bytes held now, from where the next peak is measured."""
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
+
+    def _peak_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
+
+    def free_bytes(self) -> int | None:
+        if self._device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self._device)
+        # What this process keeps but does not use is free for it too.
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return free + kept
 
     def memory_bytes(self) -> int:
         if self._device.type == "cuda":

@@ -6,26 +6,28 @@ job is alone. The engine knows no queue and no HTTP; it is called from one threa
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from models.bridge import Posterior
 from models.context import Context, cat_contexts
 from service.backends.base import Backend
-from service.engine.images import to_float, to_uint8
-from service.engine.isolation import isolate
-from service.engine.picture import Picture, prefill, step
+from service.engine.calibration import Calibration
+from service.engine.coding import NOT_FINITE, Coder
+from service.engine.deadlines import hopeless, passed
+from service.engine.pace import Pace, SpareTime
+from service.engine.picture import Advanced, Picture, step
+from service.engine.prefilling import Prefiller
+from service.engine.previews import Preview
 from service.engine.scheduler import MIN_ROWS, Scheduler
 from service.engine.shapes import check_images, check_latents, check_source
-from service.engine.slices import Piece, Pieces, SliceQueue, by_shape
+from service.engine.slices import Piece
+from service.engine.ticklog import TickLog
 from service.engine.work import (
     DecodeWork,
     Denoised,
     EncodeWork,
     Failed,
-    Finished,
     PictureWork,
     Stepped,
     Tick,
@@ -33,8 +35,9 @@ from service.engine.work import (
 )
 from service.errors import BackendError, OutOfMemory
 
-T = TypeVar("T")
-R = TypeVar("R")
+_CACHE_BYTES = 64 * 2**20
+_USUAL_ROWS = 2
+_SOURCES_SHARE = 8  # one part in so many of the cache is for the latents of sources
 
 
 class Engine:
@@ -43,22 +46,41 @@ class Engine:
     Args:
         backend: the runtime with its model.
         shift: the model's timestep shift.
+        calibration: of the backend; without it its limits are taken as they are.
+        cache_bytes: for prefilled prompts and sources that may come again; 0 remembers none.
+        clock: seconds of any origin, for durations.
+        now: Unix seconds, for deadlines.
 
-    The rows of one step are limited by the backend; running out of memory lowers that limit
+    The rows of one step are limited by the calibration; running out of memory lowers that limit
     until the process ends.
     """
 
-    def __init__(self, backend: Backend, *, shift: float) -> None:
-        limits = backend.limits
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        shift: float,
+        calibration: Calibration | None = None,
+        cache_bytes: int = _CACHE_BYTES,
+        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        calibration = calibration or Calibration.unmeasured(backend.limits)
         self._backend = backend
-        self._limits = limits
+        self._limits = backend.limits
         self._shift = shift
-        self._max_images = limits.max_images
-        self._scheduler: Scheduler[Picture] = Scheduler(limits.max_rows)
-        self._to_encode = SliceQueue("encode", limits.image_size)
-        self._to_decode = SliceQueue("decode", limits.latent_shape[1:])
-        self._gathered: tuple[list[Picture], Context] | None = None
-        self._tick = Tick()  # collects what happens until the end of the next tick
+        self._calibration = calibration
+        self._clock = clock
+        self._now = now
+        self._pace = Pace(calibration)
+        self._spare = SpareTime(self._pace)
+        self._log = TickLog(self._note_fault, clock)
+        self._scheduler: Scheduler[Picture] = Scheduler(calibration.max_rows)
+        for_sources = cache_bytes // _SOURCES_SHARE
+        self._prefiller = Prefiller(backend, calibration, cache_bytes - for_sources)
+        self._coder = Coder(backend, calibration, self._spare, self._log, self._fail, for_sources)
+        self._gathered: tuple[list[tuple[Picture, int]], Context, int] | None = None
+        self._last_rows = 0  # of the latest step
 
     @property
     def max_rows(self) -> int:
@@ -66,10 +88,19 @@ class Engine:
         return self._scheduler.max_rows
 
     @property
+    def step_alone_s(self) -> float:
+        """Seconds of a step of one guided picture alone."""
+        return self._pace.step_s(_USUAL_ROWS)
+
+    @property
+    def row_steps_per_s(self) -> float:
+        """Model rows times steps in a second at a full batch."""
+        return self._pace.row_steps_per_s
+
+    @property
     def has_work(self) -> bool:
         """False when a tick would do nothing."""
-        idle = self._scheduler.is_empty and self._to_encode.is_empty and self._to_decode.is_empty
-        return not idle or bool(self._tick.events)
+        return not (self._scheduler.is_empty and self._coder.is_empty and self._log.is_empty)
 
     def add(self, work: Work) -> None:
         """Take a job; one that cannot be computed fails in the next tick."""
@@ -81,179 +112,184 @@ class Engine:
     def drop(self, job_id: str) -> None:
         """Forget a job between two ticks; unknown ids are ignored."""
         self._scheduler.drop(job_id)
-        self._to_encode.drop(job_id)
-        self._to_decode.drop(job_id)
+        self._coder.drop(job_id)
 
     @torch.inference_mode()
     def tick(self) -> Tick:
-        """One round: a slice of encoding, admission, a step of all active rows, a slice of
-        decoding.
+        """One round: a slice of encoding, a step of the rows that are chosen for it, a slice of
+        decoding and of previews.
         """
-        self._encode_slice()
-        self._admit()
-        self._step()
-        self._decode_slice()
-        done, self._tick = self._tick, Tick()
-        return done
+        started = self._clock()
+        self._drop_late()
+        running = any(picture.context is not None for picture in self._scheduler)
+        self._spare.begin(self._pace.step_s(self._last_rows) if running else None)
+        for source in self._coder.encode_slice():
+            self._start(source.work, source.latents, source.timings_s)
+        self._step(self._prefilled(self._scheduler.next_batch()))
+        self._coder.decode_slice()
+        self._coder.preview_slice()
+        self._pace.note_tick(self._last_rows, self._clock() - started)
+        self._log.tick.step_s = self._pace.step_s(self._last_rows)
+        self._log.tick.row_steps_per_s = self.row_steps_per_s
+        return self._log.end()
 
     def _accept(self, work: Work) -> None:
         match work:
-            case PictureWork(source=None):
-                self._add_picture(work, None, {})
-            case PictureWork(source=Tensor() as source):
-                check_source(source, self._limits)
-                self._to_encode.put(work, source[None], {})
+            case PictureWork():
+                check_source(work.source, work.mask, self._limits)
+                if work.source is None:
+                    self._start(work, None, {})
+                elif (latents := self._coder.known_source(work)) is not None:
+                    self._start(work, latents, {"encode": 0.0})
+                else:
+                    self._coder.put_source(work, work.source)
             case EncodeWork():
                 check_images(work.images, self._limits)
-                self._to_encode.put(work, work.images, {})
+                self._coder.put_images(work)
             case DecodeWork():
                 check_latents(work.latents, self._limits)
-                self._to_decode.put(work, work.latents, {})
+                self._coder.put_latents(work, work.latents, {})
 
-    def _add_picture(
+    def _start(
         self, work: PictureWork, source_latents: Tensor | None, timings_s: dict[str, float]
     ) -> None:
-        picture = Picture.start(
-            work,
-            source_latents,
-            latent_shape=self._limits.latent_shape,
-            shift=self._shift,
-            timings_s=timings_s,
-        )
-        self._scheduler.add(picture)
+        try:
+            picture = Picture.start(
+                work,
+                source_latents,
+                latent_shape=self._limits.latent_shape,
+                shift=self._shift,
+                timings_s=timings_s,
+            )
+        except Exception as error:  # the per-job boundary
+            self._fail(work.id, error)
+        else:
+            self._scheduler.add(picture)
 
-    def _encode_slice(self) -> None:
-        def call(pieces: Sequence[Piece]) -> list[tuple[Tensor, ...]]:
-            images = torch.stack([piece.tensor for piece in pieces])
-            posterior = self._backend.encode(to_float(images))
-            return list(zip(posterior.mean, posterior.logvar, strict=True))
+    def _drop_late(self) -> None:
+        """Fail the jobs whose deadline has passed or cannot be met."""
+        now = self._now()
+        for picture in self._scheduler:
+            step_s = self._pace.step_s(max(self._last_rows, picture.rows_now))
+            error = passed(picture.deadline_at, now) or hopeless(picture, step_s, now)
+            if error is not None:
+                self._fail(picture.id, error)
+        for work in list(self._coder):
+            error = passed(work.deadline_at, now)
+            if error is not None:
+                self._fail(work.id, error)
 
-        for job in self._run_slice(self._to_encode, call):
-            mean, logvar = job.stacked()
-            if isinstance(job.work, PictureWork):
-                try:
-                    self._add_picture(job.work, mean[0], job.timings_s)
-                except Exception as error:  # the per-job boundary
-                    self._fail(job.work.id, error)
-            elif isinstance(job.work, EncodeWork):
-                self._finish_encoding(job.work, Posterior(mean, logvar), job.timings_s)
-
-    def _finish_encoding(
-        self, work: EncodeWork, posterior: Posterior, timings_s: dict[str, float]
-    ) -> None:
-        latents = posterior.mean
-        if work.sample:
-            latents = posterior.sample(torch.Generator().manual_seed(work.seed))
-        named = {"latents": latents, "mean": posterior.mean, "logvar": posterior.logvar}
-        tensors = {name: tensor.to("cpu", torch.float32) for name, tensor in named.items()}
-        if self._check_finite(work.id, tensors["latents"]):
-            self._tick.events.append(Finished(work.id, tensors, timings_s))
-
-    def _decode_slice(self) -> None:
-        def call(pieces: Sequence[Piece]) -> list[tuple[Tensor, ...]]:
-            images = self._backend.decode(torch.stack([piece.tensor for piece in pieces]))
-            return [(image,) for image in to_uint8(images)]
-
-        for job in self._run_slice(self._to_decode, call):
-            (images,) = job.stacked()
-            self._tick.events.append(Finished(job.work.id, {"images": images}, job.timings_s))
-
-    def _run_slice(
-        self, queue: SliceQueue, call: Callable[[Sequence[Piece]], list[tuple[Tensor, ...]]]
-    ) -> list[Pieces]:
-        """Run one slice of encoding or decoding, one call per shape; the jobs that it completes."""
-        complete: list[Pieces] = []
-        for group in by_shape(queue.take(self._max_images)):
-            outcomes, seconds = self._isolate(queue.stage, group, call)
-            pieces, results = [], []
-            for piece, outcome in zip(group, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    self._fail(piece.job_id, outcome)
-                else:
-                    pieces.append(piece)
-                    results.append(outcome)
-            complete += queue.store(pieces, results, seconds)
-        return complete
-
-    def _admit(self) -> None:
-        admitted = self._scheduler.admit()
-        if not admitted:
-            return
-        outcomes, seconds = self._isolate(
-            "prefill", admitted, lambda pictures: prefill(self._backend, pictures)
-        )
-        for picture, outcome in zip(admitted, outcomes, strict=True):
+    def _prefilled(self, batch: list[Picture]) -> list[Picture]:
+        """The pictures of a batch that have their context, after new ones got theirs as far as the
+        time allows; the others are chosen again for the next step.
+        """
+        new = [picture for picture in batch if picture.context is None]
+        if not new:
+            return batch
+        free = self._spare.pieces("prefill", sum(picture.num_rows for picture in new))
+        taken: list[Picture] = []
+        num_missing = 0
+        for picture in new:
+            rows = self._prefiller.num_missing(picture)
+            if taken and num_missing + rows > free:
+                break
+            taken.append(picture)
+            num_missing += rows
+        outcomes, seconds = self._log.isolate("prefill", taken, self._prefiller.contexts)
+        self._spare.spend("prefill", num_missing, seconds)
+        for picture, outcome in zip(taken, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._fail(picture.id, outcome)
                 continue
             picture.context = outcome
             picture.timings_s["prefill"] = seconds
-            picture.started_at = time.perf_counter()
+            picture.started_at = self._clock()
+        return [picture for picture in batch if picture.context is not None]
 
-    def _step(self) -> None:
-        batch = self._scheduler.next_batch()
+    def _step(self, batch: list[Picture]) -> None:
+        self._last_rows = sum(picture.rows_now for picture in batch)
         if not batch:
             self._gathered = None  # frees the contexts of pictures that are done
             return
-        outcomes, _ = self._isolate(
-            "denoise", batch, lambda pictures: step(self._backend, pictures, self._gather(pictures))
-        )
-        self._tick.step_rows = sum(picture.num_rows for picture in batch)
+        outcomes, seconds = self._log.isolate("denoise", batch, self._advanced)
+        self._pace.note_step(self._last_rows, seconds)
+        self._log.tick.step_rows = self._last_rows
+        self._log.tick.padding_rows = self._padding(self._last_rows)
         advanced = []
         for picture, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._fail(picture.id, outcome)
                 continue
-            picture.state = outcome
+            picture.state = outcome.state
             advanced.append(picture)
+            if outcome.clean is not None:
+                self._put_preview(picture, outcome.clean)
         done = self._scheduler.advance(advanced)
         for picture in advanced:
-            self._tick.events.append(Stepped(picture.id, picture.step, picture.num_steps))
+            self._log.emit(Stepped(picture.id, picture.step, picture.num_steps))
         for picture in done:
             self._finish_steps(picture)
 
-    def _gather(self, pictures: Sequence[Picture]) -> Context:
-        """Rows of all the pictures' contexts; kept while the same pictures step together."""
-        if self._gathered is not None and self._gathered[0] == list(pictures):
-            return self._gathered[1]
-        context = cat_contexts([p.context for p in pictures if p.context is not None])
-        self._gathered = (list(pictures), context)
-        return context
+    def _advanced(self, pictures: Sequence[Picture]) -> list[Advanced]:
+        context, padding = self._gather(pictures)
+        return step(self._backend, pictures, context, padding)
+
+    def _gather(self, pictures: Sequence[Picture]) -> tuple[Context, int]:
+        """Rows of the pictures' contexts for one step, and how many of them are padding; kept while
+        the same rows step together.
+        """
+        rows = [(picture, picture.rows_now) for picture in pictures]
+        if self._gathered is None or self._gathered[0] != rows:
+            parts = [_rows_of(picture, count) for picture, count in rows]
+            padding = self._padding(sum(count for _, count in rows))
+            if padding:
+                parts.append(parts[0].select([0] * padding))
+            self._gathered = (rows, cat_contexts(parts), padding)
+        return self._gathered[1:]
+
+    def _padding(self, num_rows: int) -> int:
+        return self._calibration.padded(num_rows, self.max_rows) - num_rows
+
+    def _put_preview(self, picture: Picture, clean: Tensor) -> None:
+        """Called before the step is counted."""
+        done = picture.step + 1
+        self._coder.put_preview(
+            Preview(
+                job_id=picture.id,
+                index=picture.preview_steps.index(done),
+                tensor=clean,
+                step=done,
+                num_steps=picture.num_steps,
+            )
+        )
 
     def _finish_steps(self, picture: Picture) -> None:
-        picture.finish_steps()
-        self._tick.events.append(Denoised(picture.id))
-        if self._check_finite(picture.id, picture.x):
-            self._to_decode.put(picture.work, picture.x[None], picture.timings_s)
-
-    def _check_finite(self, job_id: str, latents: Tensor) -> bool:
-        if bool(torch.isfinite(latents).all()):
-            return True
-        self._fail(job_id, BackendError("the model gave values that are not finite"))
-        return False
+        picture.timings_s["denoise"] = self._clock() - picture.started_at
+        self._log.emit(Denoised(picture.id))
+        if bool(torch.isfinite(picture.x).all()):
+            self._coder.put_latents(picture.work, picture.x[None], picture.timings_s)
+        else:
+            self._fail(picture.id, BackendError(NOT_FINITE))
 
     def _fail(self, job_id: str, error: Exception) -> None:
         self.drop(job_id)
-        self._tick.events.append(Failed(job_id, error))
-
-    def _isolate(
-        self, stage: str, items: Sequence[T], call: Callable[[Sequence[T]], list[R]]
-    ) -> tuple[list[R | Exception], float]:
-        """`isolate`, timed, with its faults noted; the seconds include repeated calls."""
-        started = time.perf_counter()
-        outcomes = isolate(items, call, self._note_fault)
-        seconds = time.perf_counter() - started
-        self._tick.stage_seconds.append((stage, seconds))
-        return outcomes, seconds
+        self._log.emit(Failed(job_id, error))
 
     def _note_fault(self, items: Sequence[object], error: Exception) -> None:
-        self._tick.faults.append(error)
         if not isinstance(error, OutOfMemory):
             return
-        num_rows = sum(item.num_rows for item in items if isinstance(item, Picture))
+        self._prefiller.forget()
+        num_rows = sum(item.rows_now for item in items if isinstance(item, Picture))
         if num_rows:
             limit = min(self._scheduler.max_rows, num_rows // 2)
             self._scheduler.limit_rows(max(MIN_ROWS, limit))
         else:
-            size = sum(item.size for item in items if isinstance(item, Piece))
-            self._max_images = max(1, min(self._max_images, int(size / 2)))
+            self._coder.limit_images(sum(item.size for item in items if isinstance(item, Piece)))
+
+
+def _rows_of(picture: Picture, count: int) -> Context:
+    """The first rows of a picture's context."""
+    assert picture.context is not None
+    if count == picture.num_rows:
+        return picture.context
+    return picture.context.select(range(count))

@@ -1,7 +1,7 @@
 """Which jobs step together and whose images are next. No torch, no I/O."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Generic, TypeVar
@@ -13,10 +13,10 @@ MIN_ROWS = 3  # the most that one job needs: a guided edit
 class DenoiseJob:
     """One picture on its way from noise to latents.
 
-    num_rows: model rows that a step costs, 1 to 3 (conditional and guidance rows); num_steps:
-    velocity calls that the job takes part in, one for each step here, so some samplers have more
-    than the request asked for; urgency: lower is served first; deadline_at: Unix seconds or None;
-    step: index of the next step.
+    num_rows: model rows that a step costs at most, 1 to 3 (conditional and guidance rows);
+    num_steps: velocity calls that the job takes part in, one for each step here, so some samplers
+    have more than the request asked for; urgency: lower is served first; deadline_at: Unix seconds
+    or None; step: index of the next step.
     """
 
     id: str
@@ -32,21 +32,35 @@ class DenoiseJob:
         if not 0 <= self.step < self.num_steps:
             raise ValueError(f"step must be in [0, {self.num_steps}), got {self.step}")
 
+    @property
+    def rows_now(self) -> int:
+        """Model rows of the next step, at most `num_rows`."""
+        return self.num_rows
+
 
 J = TypeVar("J", bound=DenoiseJob)
 
 
 class Scheduler(Generic[J]):
-    """Rows for denoising jobs: once a job has rows, it keeps them until it is done.
+    """Chooses at each step anew who steps; the others keep their state and go on later.
 
-    Waiting jobs get free rows by urgency, then earliest deadline, then arrival. The first that
-    does not fit holds back those behind it, so small jobs never starve a large one.
+    Rows go to jobs by urgency, then earliest deadline, then arrival; who does not fit any more
+    leaves its place to those behind, and has it again before them in the next step. While jobs of
+    both classes want rows, those that are not urgent get a share of the row-steps. Every job fits
+    alone, so the first one always steps and none waits for ever.
+
+    Args:
+        max_rows: most rows of one step.
+        batch_share: of the row-steps, for jobs of an urgency above 0.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self._waiting: list[tuple[int, float, int, J]] = []
-        self._active: OrderedDict[str, J] = OrderedDict()  # least recently stepped first
+    def __init__(self, max_rows: int, *, batch_share: float = 0.25) -> None:
+        self._jobs: dict[str, J] = {}
+        self._order: dict[str, tuple[float, int]] = {}  # deadline and arrival
         self._num_added = 0
+        self._batch_share = batch_share
+        self._owed = 0.0  # row-steps that the batch class has not had yet
+        self._contended = False
         self.max_rows = 0
         self.limit_rows(max_rows)
 
@@ -56,62 +70,67 @@ class Scheduler(Generic[J]):
             raise ValueError(f"max_rows must fit one job ({MIN_ROWS} rows), got {max_rows}")
         self.max_rows = max_rows
 
-    @property
-    def active_rows(self) -> int:
-        """Rows of the jobs that step now."""
-        return sum(job.num_rows for job in self._active.values())
+    def __iter__(self) -> Iterator[J]:
+        return iter(list(self._jobs.values()))
 
     @property
     def is_empty(self) -> bool:
-        """True when no job waits or steps."""
-        return not self._waiting and not self._active
+        """True when there is no job."""
+        return not self._jobs
 
     def add(self, job: J) -> None:
-        """Let a job wait for rows."""
-        deadline_at = float("inf") if job.deadline_at is None else job.deadline_at
-        self._waiting.append((job.urgency, deadline_at, self._num_added, job))
+        """Let a job take part from the next step on."""
+        deadline_at = inf if job.deadline_at is None else job.deadline_at
+        self._jobs[job.id] = job
+        self._order[job.id] = (deadline_at, self._num_added)
         self._num_added += 1
-        self._waiting.sort(key=lambda entry: entry[:3])
 
     def drop(self, job_id: str) -> None:
         """Forget a job: it was cancelled, or it failed."""
-        self._active.pop(job_id, None)
-        self._waiting = [entry for entry in self._waiting if entry[3].id != job_id]
-
-    def admit(self) -> list[J]:
-        """Give free rows to waiting jobs; those that step from now on."""
-        admitted: list[J] = []
-        free = self.max_rows - self.active_rows
-        while self._waiting and self._waiting[0][3].num_rows <= free:
-            job = self._waiting.pop(0)[3]
-            self._active[job.id] = job
-            admitted.append(job)
-            free -= job.num_rows
-        return admitted
+        self._jobs.pop(job_id, None)
+        self._order.pop(job_id, None)
 
     def next_batch(self) -> list[J]:
-        """Jobs of the next step: all active ones, or, if the limit has sunk below their rows,
-        as many as fit of those that waited longest.
-        """
-        batch: list[J] = []
+        """Jobs of the next step, whose rows are `max_rows` at most; asked once for each step."""
+        jobs = sorted(self._jobs.values(), key=lambda job: self._order[job.id])
+        urgent = [job for job in jobs if job.urgency == 0]
+        patient = [job for job in jobs if job.urgency > 0]
+        wanted = sum(job.rows_now for job in jobs)
+        self._contended = bool(urgent and patient) and wanted > self.max_rows
+        if not self._contended:
+            self._owed = 0.0
+            return self._fill(urgent + patient)
+        self._owed = min(self._owed + self._batch_share * self.max_rows, self.max_rows)
+        first: list[J] = []
         rows = 0
-        for job in self._active.values():
-            rows += job.num_rows
-            if rows > self.max_rows:
+        for job in patient:  # in order: one of many rows saves up for them
+            rows += job.rows_now
+            if rows > self._owed:
                 break
-            batch.append(job)
-        return batch
+            first.append(job)
+        return self._fill([*first, *urgent, *patient[len(first) :]])
 
     def advance(self, batch: Iterable[J]) -> list[J]:
         """Count one step for each job; remove and return those that are done."""
         done = []
         for job in batch:
+            if self._contended and job.urgency > 0:
+                self._owed = max(0.0, self._owed - job.rows_now)
             job.step += 1
             if job.step == job.num_steps:
-                done.append(self._active.pop(job.id))
-            else:
-                self._active.move_to_end(job.id)
+                done.append(job)
+                self.drop(job.id)
         return done
+
+    def _fill(self, jobs: Iterable[J]) -> list[J]:
+        """Those that fit, in order."""
+        batch: list[J] = []
+        free = self.max_rows
+        for job in jobs:
+            if job.rows_now <= free:
+                batch.append(job)
+                free -= job.rows_now
+        return batch
 
 
 K = TypeVar("K", bound=Hashable)

@@ -8,15 +8,21 @@ from torch import Tensor
 from service.backends.base import Limits
 
 
-def check_source(image: Tensor, limits: Limits) -> None:
-    """Check the picture of an edit (3, H, W), which always has the model's own size.
+def check_source(source: Tensor | None, mask: Tensor | None, limits: Limits) -> None:
+    """Check the picture of an edit (3, H, W), which always has the model's own size, and the mask
+    (H, W) of what may change in it; None where there is none.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or a mask without a picture.
     """
-    expected = (3, *limits.image_size)
-    if tuple(image.shape) != expected:
-        raise _misshaped("source image", expected, image)
+    if source is not None and tuple(source.shape) != (3, *limits.image_size):
+        raise _misshaped("source image", (3, *limits.image_size), source)
+    if mask is None:
+        return
+    if source is None:
+        raise ValueError("a mask needs a source image, of which it keeps a part")
+    if tuple(mask.shape) != limits.image_size:
+        raise _misshaped("mask", limits.image_size, mask)
 
 
 def check_images(images: Tensor, limits: Limits) -> None:

@@ -1,7 +1,8 @@
 """Images or latents of many jobs on their way through encode or decode, a slice at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,13 +15,15 @@ from service.engine.work import Work
 class Piece:
     """One image or one map of latents of a job's batch.
 
-    size: its area as a multiple of that of the model's own size.
+    size: its area as a multiple of that of the model's own size; key: pieces of one key that is
+    not None are the same.
     """
 
     job_id: str
     index: int
     tensor: Tensor
-    size: float
+    size: float = 1.0
+    key: Hashable = None
 
 
 def by_shape(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -55,11 +58,11 @@ class SliceQueue:
     """Jobs that wait for one stage; their pieces are taken in turn and put together again.
 
     Args:
-        stage: its name in timings.
+        stage: its name.
         own: rows and columns of a piece at the model's own size.
     """
 
-    def __init__(self, stage: str, own: tuple[int, int]) -> None:
+    def __init__(self, stage: Literal["encode", "decode"], own: tuple[int, int]) -> None:
         self.stage = stage
         self._own_area = own[0] * own[1]
         self._waiting: FairQueue[str, Piece] = FairQueue()
@@ -70,11 +73,16 @@ class SliceQueue:
         """True when no piece waits."""
         return self._waiting.is_empty
 
-    def put(self, work: Work, batch: Tensor, timings_s: dict[str, float]) -> None:
+    def __iter__(self) -> Iterator[Work]:
+        return iter([job.work for job in self._jobs.values()])
+
+    def put(
+        self, work: Work, batch: Tensor, timings_s: dict[str, float], key: Hashable = None
+    ) -> None:
         """Queue a batch (B, ...); results are handed back as one job."""
         self._jobs[work.id] = Pieces(work, len(batch), timings_s)
         size = batch.shape[-2] * batch.shape[-1] / self._own_area
-        pieces = [Piece(work.id, index, part, size) for index, part in enumerate(batch)]
+        pieces = [Piece(work.id, index, part, size, key) for index, part in enumerate(batch)]
         self._waiting.put(work.id, pieces)
 
     def take(self, count: int) -> list[Piece]:

@@ -1,6 +1,8 @@
 """What goes into the engine and what comes out of it."""
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 from torch import Tensor
@@ -23,9 +25,11 @@ class Row:
 class PictureWork:
     """One picture to denoise; with a source it is an edit or a variation.
 
-    source: (3, H, W) uint8; urgency: lower is served first; deadline_at: Unix seconds; strength
-    in (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off; others act where
-    t is in guidance_interval, t = 1 being noise. autoguided: guidance starts from the guide model
+    source: (3, H, W) uint8; mask: (H, W) bool, True where the source may change, None: everywhere;
+    partial_images: previews on the way, 0 to 3; owner: whose job it is: what is kept of it is used
+    again for nobody else; urgency: lower is served first; deadline_at: Unix seconds; strength in
+    (0, 1]: below 1 the run starts from the noised source. Scales of 1 are off; others act where t
+    is in guidance_interval, t = 1 being noise. autoguided: guidance starts from the guide model
     with the same prompt, not from the negative prompt.
     """
 
@@ -41,6 +45,9 @@ class PictureWork:
     strength: float = 1.0
     autoguided: bool = False
     source: Tensor | None = None
+    mask: Tensor | None = None
+    partial_images: int = 0
+    owner: str = ""
     urgency: int = 0
     deadline_at: float | None = None
 
@@ -62,8 +69,15 @@ class PictureWork:
 
     @property
     def num_rows(self) -> int:
-        """Model rows that a step costs: 1 to 3."""
+        """Model rows that a step costs at most: 1 to 3."""
         return len(self.rows())
+
+    @cached_property
+    def source_key(self) -> bytes:
+        """The same for the same source, without one empty. Computed once, and not for nothing."""
+        if self.source is None:
+            return b""
+        return hashlib.blake2b(self.source.contiguous().numpy().data, digest_size=16).digest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +88,7 @@ class EncodeWork:
     images: Tensor
     sample: bool = False
     seed: int = 0
+    deadline_at: float | None = None
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +102,7 @@ class DecodeWork:
 
     id: str
     latents: Tensor
+    deadline_at: float | None = None
 
     @property
     def num_rows(self) -> int:
@@ -114,6 +130,19 @@ class Denoised:
 
 
 @dataclass(frozen=True, eq=False)
+class Previewed:
+    """What the picture would be by its velocity at `step` of `num_steps`: (1, 3, H, W) uint8 on the
+    CPU. index counts the job's previews from 0; one that comes too late is left out.
+    """
+
+    job_id: str
+    index: int
+    step: int
+    num_steps: int
+    images: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Finished:
     """Results on the CPU: "images" (B, 3, H, W) uint8, or "latents", "mean" and "logvar"
     (B, C, h, w) float32. timings_s: seconds of prefill, denoise, encode, decode where they apply.
@@ -132,19 +161,24 @@ class Failed:
     error: Exception
 
 
-EngineEvent: TypeAlias = Stepped | Denoised | Finished | Failed
+EngineEvent: TypeAlias = Stepped | Previewed | Denoised | Finished | Failed
 
 
 @dataclass(kw_only=True)
 class Tick:
     """What one tick of the engine did.
 
-    step_rows: rows of the velocity call, 0 if there was none; stage_seconds: duration of each
-    prefill, denoise (one step), encode and decode call; faults: errors of calls that were then
-    retried in halves.
+    step_rows: rows of the velocity call, 0 if there was none; padding_rows: copies beside them that
+    only fill the batch up; stage_seconds: duration of each prefill, denoise (one step), encode,
+    decode and preview call; faults: errors of calls that were then retried in halves, and of
+    previews, which are left out; step_s, row_steps_per_s: the moving averages of a step of such a
+    batch and of the rate of a full one.
     """
 
     events: list[EngineEvent] = field(default_factory=list)
     step_rows: int = 0
+    padding_rows: int = 0
+    step_s: float = 0.0
+    row_steps_per_s: float = 0.0
     stage_seconds: list[tuple[str, float]] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)

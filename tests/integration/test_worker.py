@@ -12,7 +12,7 @@ from service.jobs.connection import connect
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from tests.integration.conftest import DEADLINE_S, WorkerProcess
-from tests.integration.jobs.test_restart import DurableRedis
+from tests.integration.jobs.servers import DurableRedis
 
 StartWorker = Callable[..., WorkerProcess]
 MakeJob = Callable[..., Job]

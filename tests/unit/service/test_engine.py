@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from models.solvers import plan_sampling
 from models.text_context import TextContext
 from service.backends.base import Backend, Limits
 from service.backends.fake_backend import FakeBackend
+from service.engine.calibration import Calibration
 from service.engine.engine import Engine
 from service.engine.images import to_float, to_uint8
 from service.engine.work import (
@@ -33,8 +35,8 @@ LIMITS = Limits(image_size=(16, 16), latent_shape=(4, 2, 2), max_rows=16, max_im
 SHIFT = 1.5
 
 
-def engine_on(backend: Backend) -> Engine:
-    return Engine(backend, shift=SHIFT)
+def engine_on(backend: Backend, **options: Any) -> Engine:
+    return Engine(backend, shift=SHIFT, **options)
 
 
 def run(engine: Engine, arrivals: Iterable[Sequence[Work]] = ()) -> list[Tick]:
@@ -246,7 +248,8 @@ def test_a_draw_from_the_posterior_is_its_formula() -> None:
 def test_a_large_decode_neither_stalls_pictures_nor_waits_for_them() -> None:
     backend = FakeBackend(LIMITS)
     large = DecodeWork(id="large", latents=torch.zeros(20, 4, 2, 2))
-    ticks = run(engine_on(backend), [[large], [picture("a", num_steps=3)]])
+    engine = engine_on(backend, clock=lambda: 0.0)  # everything fits beside a step
+    ticks = run(engine, [[large], [picture("a", num_steps=3)]])
     finished = [event.job_id for event in events(ticks) if isinstance(event, Finished)]
     assert finished == ["a", "large"]
     assert all(tick.step_rows == 2 for tick in ticks[1:4])
@@ -276,11 +279,14 @@ def test_a_fault_of_a_lone_job_fails_it_with_the_reason(stage: str) -> None:
     assert list(results(run(engine, [[picture("b")]]))) == ["b"]
 
 
-def test_only_the_poisoned_job_fails() -> None:
+@pytest.mark.parametrize("buckets", [(), (2, 4, 8, 16)])
+def test_only_the_poisoned_job_fails(buckets: tuple[int, ...]) -> None:
     jobs = mixed_jobs()
     clean = results(run(engine_on(FakeBackend(LIMITS)), [jobs]))
     poisoned = [*jobs[:3], picture("bad", prompt="some venom"), *jobs[3:]]
-    ticks = run(engine_on(FakeBackend(LIMITS, poison="venom")), [poisoned])
+    calibration = Calibration(max_rows=16, max_images=4, buckets=buckets)
+    backend = FakeBackend(LIMITS, poison="venom")
+    ticks = run(engine_on(backend, calibration=calibration), [poisoned])
     assert list(failures(ticks)) == ["bad"]
     finished = results(ticks)
     assert finished.keys() == clean.keys()
@@ -288,8 +294,10 @@ def test_only_the_poisoned_job_fails() -> None:
         assert torch.equal(tensors["images"], clean[name]["images"])
 
 
-def test_out_of_memory_lowers_the_rows_and_costs_no_job() -> None:
-    engine = engine_on(FakeBackend(LIMITS, memory_rows=5))
+@pytest.mark.parametrize("buckets", [(), (2, 4, 8, 16)])
+def test_out_of_memory_lowers_the_rows_and_costs_no_job(buckets: tuple[int, ...]) -> None:
+    calibration = Calibration(max_rows=16, max_images=4, buckets=buckets)
+    engine = engine_on(FakeBackend(LIMITS, memory_rows=5), calibration=calibration)
     ticks = run(engine, [[picture(name) for name in "abcdefgh"]])
     assert failures(ticks) == {}
     assert len(results(ticks)) == 8

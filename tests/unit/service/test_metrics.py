@@ -6,6 +6,7 @@ from service import metrics
 
 INTERFACE = {
     "rpiae_active_rows": ("worker",),
+    "rpiae_backend_workers": ("backend",),
     "rpiae_dead_letters": (),
     "rpiae_deadline": ("met",),
     "rpiae_device_memory_bytes": ("worker",),
@@ -21,6 +22,7 @@ INTERFACE = {
     "rpiae_requests": ("task", "outcome"),
     "rpiae_stage_seconds": ("stage",),
     "rpiae_step_batch_rows": (),
+    "rpiae_step_padding_rows": (),
     "rpiae_step_seconds": (),
     "rpiae_workers": (),
 }

@@ -1,0 +1,57 @@
+"""What happens in a tick, and calls that find their own guilty item."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from service.engine.isolation import isolate
+from service.engine.work import EngineEvent, Tick
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TickLog:
+    """Collects until the tick is over.
+
+    Args:
+        on_fault: hears of each batch of two or more that failed and is tried again in halves.
+        clock: seconds of any origin.
+    """
+
+    def __init__(
+        self,
+        on_fault: Callable[[Sequence[object], Exception], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._on_fault = on_fault
+        self._clock = clock
+        self.tick = Tick()
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is no event that nobody has read."""
+        return not self.tick.events
+
+    def emit(self, event: EngineEvent) -> None:
+        """Tell something to who reads the tick."""
+        self.tick.events.append(event)
+
+    def end(self) -> Tick:
+        """The tick that is over; a new one begins."""
+        ended, self.tick = self.tick, Tick()
+        return ended
+
+    def isolate(
+        self, stage: str, items: Sequence[T], call: Callable[[Sequence[T]], Sequence[R]]
+    ) -> tuple[list[R | Exception], float]:
+        """`isolate`, timed, with its faults noted; the seconds include repeated calls."""
+        started = self._clock()
+        outcomes = isolate(items, call, self._note_fault)
+        seconds = self._clock() - started
+        self.tick.stage_seconds.append((stage, seconds))
+        return outcomes, seconds
+
+    def _note_fault(self, items: Sequence[object], error: Exception) -> None:
+        self.tick.faults.append(error)
+        self._on_fault(items, error)
