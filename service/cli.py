@@ -18,6 +18,7 @@ from service.console import (
     show_decoded,
     show_encoded,
 )
+from service.jobs_command import app as jobs_app
 
 if TYPE_CHECKING:
     from service.offline import OfflineModel, PictureOptions
@@ -31,19 +32,23 @@ app = typer.Typer(
     help="Pictures from prompts, edits by instruction, and the latents between them.",
     epilog="Every setting also has an environment variable, RPIAE_<NAME>; see service/settings.py.",
 )
+app.add_typer(jobs_app, name="jobs")
 
 BundleOption = Annotated[
     Path | None, typer.Option(help="The model's directory; default: bundles/stickers.")
 ]
 RedisOption = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="redis://, rediss:// or unix:// address of the queue."),
+    typer.Option(metavar="URL", help="Address of the queue, e.g. redis://host:6379."),
 ]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")]
 PortOption = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Default: 8000; 0 takes a free one.")
 ]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: 1.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option(min=1, help="Gateway processes on one port; default: 1.")
+]
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="PNG, JPEG or WebP file; several are numbered.")
 ]
@@ -76,6 +81,7 @@ def serve(
     host: HostOption = None,
     port: PortOption = None,
     workers: WorkersOption = None,
+    processes: ProcessesOption = None,
     bundle: BundleOption = None,
     redis_url: RedisOption = None,
 ) -> None:
@@ -84,7 +90,12 @@ def serve(
         from service import supervisor
 
         settings = _settings(
-            host=host, port=port, workers=workers, bundle=bundle, redis_url=redis_url
+            host=host,
+            port=port,
+            workers=workers,
+            gateway_processes=processes,
+            bundle=bundle,
+            redis_url=redis_url,
         )
         supervisor.serve(settings, lambda address: show_address(address, settings))
 
@@ -93,17 +104,21 @@ def serve(
 def gateway(
     host: HostOption = None,
     port: PortOption = None,
+    processes: ProcessesOption = None,
     bundle: BundleOption = None,
     redis_url: RedisOption = None,
+    index: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run only the HTTP gateway; workers take its jobs from Redis."""
     with plain_errors():
-        from service.api.server import run_gateway
+        from service import gateways
         from service.log import configure_logging
 
-        settings = _settings(host=host, port=port, bundle=bundle, redis_url=redis_url)
+        settings = _settings(
+            host=host, port=port, gateway_processes=processes, bundle=bundle, redis_url=redis_url
+        )
         configure_logging(settings.log_level)
-        run_gateway(settings, typer.echo)
+        gateways.run(settings, typer.echo, index)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from models.manifest import BundleError, Sampler, Task
 from models.sampler import SamplingOptions, generate_latents
 from service.api.images.prompts import check_readable
 from service.api.images.sampling import sampling_params
-from service.api.job_group import require_task
+from service.api.new_jobs import require_task
 from service.api.uploads import Upload, decode_image, decode_native_image
 from service.backends.torch_backend import TorchBackend
 from service.engine.images import picture_text, to_float, to_uint8

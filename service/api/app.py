@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -10,15 +10,22 @@ import anyio
 import httpx
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from models.class_names import ClassNames
 from models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from service.api import health
+from service.api.admission import Admission
 from service.api.body_limit import BodyLimitMiddleware
+from service.api.busy_limit import BusyLimitMiddleware
 from service.api.error_response import install_error_handlers
+from service.api.files.router import router as files_router
 from service.api.images.router import router as images_router
+from service.api.jobs.router import router as jobs_router
 from service.api.latents.router import router as latents_router
 from service.api.models.router import router as models_router
+from service.api.openapi import ERROR
+from service.api.playground.router import router as playground_router
 from service.api.request_context import RequestContextMiddleware
 from service.api.state import Gateway, State
 from service.api.vocabulary import Vocabulary
@@ -29,13 +36,12 @@ from service.log import get_logger
 from service.metrics import MODEL
 from service.settings import ENV_PREFIX, Settings, SettingsError
 
-_LINKS = {
-    "documentation": "/docs",
-    "interface": "/openapi.json",
-    "models": "/v1/models",
-    "readiness": "/readyz",
-    "metrics": "/metrics",
-}
+# What a browser hides from a page of another origin unless told otherwise.
+_EXPOSED_HEADERS = (
+    "idempotent-replayed", "location", "ratelimit-limit", "ratelimit-policy", "ratelimit-remaining",
+    "ratelimit-reset", "retry-after", "server-timing", "x-request-id", "x-rpiae-box", "x-rpiae-fit",
+    "x-rpiae-job", "x-rpiae-seed",
+)  # fmt: skip
 
 _CANCEL_TIMEOUT_S = 5.0
 
@@ -61,21 +67,42 @@ def create_app(settings: Settings) -> FastAPI:
             Vocabulary.read(settings.bundle, manifest),
             ClassNames.of(manifest),
         ),
-        # The first is the outermost.
+        responses={"default": ERROR},
+        redirect_slashes=False,  # would send clients to whatever Host they named
+        # The first is the outermost: a browser must be able to read every answer, whatever it is.
         middleware=[
+            *_cors(settings.cors_origins),
             Middleware(RequestContextMiddleware),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+            Middleware(BusyLimitMiddleware, max_requests=settings.max_connections),
+            Middleware(
+                BodyLimitMiddleware,
+                max_bytes=settings.max_body_bytes,
+                read_timeout_s=settings.read_timeout_s,
+            ),
         ],
     )
+    app.state.draining = asyncio.Event()
     install_error_handlers(app)
-    for router in (health.router, models_router, images_router, latents_router):
+    routers = (models_router, images_router, latents_router, jobs_router, files_router)
+    for router in (health.router, *routers, playground_router):
         app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def show_links() -> dict[str, str]:
-        return _LINKS
-
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """Pages of these origins may call the service, with a key that they know."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED_HEADERS,
+            max_age=3600,
+        )
+    ]
 
 
 def _lifespan(
@@ -86,16 +113,9 @@ def _lifespan(
     class_names: ClassNames | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         redis = connect(redis_url)
-        queue = JobQueue(
-            redis,
-            name=settings.queue_name,
-            lease_s=settings.lease_s,
-            result_ttl_s=settings.result_ttl_s,
-            max_waiting=settings.max_waiting,
-            max_deliveries=settings.max_deliveries,
-        )
+        queue = JobQueue.from_settings(redis, settings)
         waiting: set[asyncio.Task[Any]] = set()
         MODEL.info({"name": manifest.name, "licence": manifest.licence})
         try:
@@ -110,8 +130,10 @@ def _lifespan(
                         vocabulary=vocabulary,
                         class_names=class_names,
                         queue=queue,
+                        admission=Admission(settings, redis),
                         local_http=local_http,
                         waiting=waiting,
+                        draining=app.state.draining,
                         decoding=anyio.CapacityLimiter(os.cpu_count() or 1),
                     )
                 )

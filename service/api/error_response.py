@@ -7,10 +7,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from service.api.body import invalid_fields
 from service.errors import ErrorBody, InvalidRequest, ServiceError
 
+_SHOWN_PATH = 200  # characters
 CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer, but the log and the metrics do
 
 
@@ -19,6 +21,8 @@ def error_response(error: ServiceError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": error.body.to_dict()}, error.status, headers)
@@ -64,13 +68,28 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """The framework's own refusals: unknown routes, wrong methods, broken multipart bodies."""
     assert isinstance(error, HTTPException)
     status = error.status_code
+    path = request.url.path[:_SHOWN_PATH]
     message, code = {
-        404: (f"there is no {request.url.path} here: /docs lists what there is", "unknown_route"),
-        405: (f"{request.url.path} does not answer {request.method}", "method_not_allowed"),
+        404: (f"there is no {path} here: /docs lists what there is", "unknown_route"),
+        405: (f"{path} does not answer {request.method}", "method_not_allowed"),
     }.get(status, (error.detail, "malformed_request"))
     response = error_response(InvalidRequest(message, status=status, code=code))
     response.headers.update(error.headers or {})
+    if status == 405:
+        response.headers["allow"] = ", ".join(_methods_of(request))
     return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path answers, over all routes; the framework names only those of the first."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "POST")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:

@@ -5,9 +5,10 @@ import math
 from typing import Any
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
+from service import shared_metrics
 from service.api.state import Gateway, GatewayDep
 from service.api.worker_metrics import merge_families, scrape_workers
 from service.errors import QueueUnavailable
@@ -28,8 +29,10 @@ async def check_alive() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "`reason` says what is missing."}})
 async def check_ready(gateway: GatewayDep) -> Response:
-    """200 when Redis answers and a worker has the model loaded; for readiness probes."""
+    """200 when Redis answers, a worker has the model loaded, and this gateway stays."""
     model = gateway.manifest.name
+    if gateway.draining.is_set():
+        return _not_ready("the gateway is shutting down")
     try:
         async with asyncio.timeout(_PATIENCE_S):
             workers = await gateway.serving_workers()
@@ -42,10 +45,10 @@ async def check_ready(gateway: GatewayDep) -> Response:
 
 @router.get("/metrics", response_class=Response)
 async def show_metrics(gateway: GatewayDep) -> Response:
-    """Metrics of this gateway and of its machine's workers; the queue as Redis knows it now."""
+    """Metrics of the gateways on this port and of this machine's workers; the queue's, of now."""
     workers = await _read_queue_gauges(gateway)
     scraped = await scrape_workers(gateway.local_http, workers)
-    families = merge_families(REGISTRY.collect(), scraped)
+    families = merge_families(shared_metrics.collect(), scraped)
     return Response(generate_latest(families), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -1,47 +1,78 @@
 """The jobs of one request: put and waited for together, cancelled when nobody waits any more."""
 
 import asyncio
-import re
-import secrets
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import anyio
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from anyio import to_thread
 
-from models.manifest import Manifest, Task
-from service.api.request_context import RequestContext, context_of
+from service.api.disconnect import cancel_tasks
+from service.api.outcomes import error_of
+from service.api.request_context import RequestContext
 from service.api.state import Gateway
 from service.errors import (
+    Conflict,
     DeadlineExceeded,
     ErrorBody,
-    InvalidRequest,
+    JobCancelled,
     JobFailed,
     NotFound,
     NoWorker,
+    Overloaded,
     QueueUnavailable,
 )
-from service.jobs.job import Job, Outcome, Params, Priority, Status
+from service.jobs.group import Group
+from service.jobs.job import Job, Outcome
 from service.log import get_logger
 
-ResultT = TypeVar("ResultT")
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CANCEL_TIMEOUT_S = 5.0
 _NO_WORKER_RETRY_S = 5.0
+_MAX_AGE_S = 0.2  # of the list of workers
 
 
 class JobGroup:
-    """An async context manager: jobs without an outcome at its end are cancelled."""
+    """An async context manager: jobs without an outcome at its end are cancelled.
 
-    def __init__(self, gateway: Gateway, context: RequestContext, jobs: Sequence[Job]) -> None:
+    Jobs that somebody may still ask for go on: those of another request, whose idempotency key this
+    one repeats, and those of a client that went away but gave a key to come back with.
+
+    Attributes:
+        jobs, stored: the jobs and their record in the queue; after `put`, those of the first
+            request where this one repeats it.
+        asynchronous: the client does not wait.
+        replayed: the jobs are those of an earlier request.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        context: RequestContext,
+        jobs: Sequence[Job],
+        stored: Group,
+        *,
+        fingerprint: Callable[[], str],
+        asynchronous: bool,
+        has_deadline: bool,
+    ) -> None:
         self.jobs = jobs
+        self.stored = stored
+        self.asynchronous = asynchronous
+        self.replayed = False
         self._gateway = gateway
         self._context = context
-        self._unfinished = {job.id for job in jobs}
+        self._fingerprint = fingerprint
+        self._has_deadline = has_deadline
+        self._wanted_later = asynchronous or bool(stored.idempotency_key)
+        self._unfinished: set[str] = set()
+        first = jobs[0]
+        assert first.deadline_at is not None
+        self._give_up_at = first.deadline_at
+        self._patience_s = first.deadline_at - first.created_at
 
     async def __aenter__(self) -> Self:
         self._gateway.waiting.add(_this_task())
@@ -54,56 +85,73 @@ class JobGroup:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self._cancel_rest()
+            # Nobody comes back for what came to nothing; what is late its deadline ends.
+            came_to_nothing = isinstance(exc, JobFailed | JobCancelled)
+            wanted_later = self._wanted_later and not came_to_nothing
+            if not (self.replayed or wanted_later):
+                await self._cancel_rest()
         finally:
             self._gateway.waiting.discard(_this_task())
 
+    def expected(self) -> AbstractAsyncContextManager[None]:
+        """What to put the jobs in if the caller waits for them: it saves looking for them first."""
+        ids = () if self.asynchronous else [job.id for job in self.jobs]
+        return self._gateway.queue.expecting(ids)
+
     async def put(self, payload: bytes | None = None) -> None:
-        """Put all jobs or none; they share the payload.
+        """Put all jobs or none; they share the payload. A request that repeats another puts none.
 
         Raises:
             NoWorker: nobody would take them.
+            RateLimited, DeadlineExceeded: they are not let in, see `Admission`.
             Overloaded: the queue is full.
+            Conflict: the idempotency key belongs to a request for something else.
         """
-        if not await self._gateway.serving_workers():
-            raise NoWorker(
-                f"no worker serves {self._gateway.manifest.name} at the moment: try again shortly",
-                retry_after_s=_NO_WORKER_RETRY_S,
-            )
+        queue = self._gateway.queue
+        if self.stored.idempotency_key:
+            digest = await to_thread.run_sync(self._fingerprint)
+            self.stored = replace(self.stored, fingerprint=digest)
+            # Before anything is refused: an answer that is there needs no worker and no room.
+            if await self._joins(await queue.put((), group=self.stored)):
+                return
+        await self._admit()
         payloads = {} if payload is None else {job.id: payload for job in self.jobs}
-        await self._gateway.queue.put(self.jobs, payloads)
+        self._unfinished = {job.id for job in self.jobs}
+        try:
+            in_effect = await queue.put(self.jobs, payloads, self.stored)
+        except (Conflict, Overloaded):
+            self._unfinished = set()
+            raise
+        if not await self._joins(in_effect):
+            self._context.headers["x-rpiae-job"] = self.stored.id
 
     async def outcome(self, job: Job) -> Outcome:
         """Wait until a job has succeeded.
 
         Raises:
-            JobFailed: it failed or was cancelled by somebody else.
+            JobFailed: it failed.
+            JobCancelled: somebody cancelled it.
             DeadlineExceeded: its time is over.
         """
-        assert job.deadline_at is not None
         try:
             outcome = await self._gateway.queue.wait(
-                job.id, max(0.0, job.deadline_at - time.time())
+                job.id, max(0.0, self._give_up_at - time.time())
             )
         except DeadlineExceeded:
-            limit_s = job.deadline_at - job.created_at
             raise DeadlineExceeded(
-                f"the result took longer than {limit_s:.3g} s: allow more with deadline_ms, "
-                "ask for fewer steps, or try again when the service is less busy"
+                f"the result took longer than {self._patience_s:.3g} s: allow more with "
+                "deadline_ms, ask for fewer steps, or try again when the service is less busy"
             ) from None
         except NotFound:
             raise JobFailed(
                 job.id, ErrorBody("the queue lost it: send the request again", code="job_lost")
             ) from None
         self._unfinished.discard(job.id)
-        if outcome.status is Status.SUCCEEDED:
-            self._context.add_stages(outcome.info.get("timings_s", {}))
-            return outcome
-        if outcome.error is not None and outcome.error.code == DeadlineExceeded.default_code:
-            raise DeadlineExceeded(outcome.error.message)
-        raise JobFailed(
-            job.id, outcome.error or ErrorBody("it was cancelled", code="job_cancelled")
-        )
+        error = error_of(job.id, outcome.status, outcome.error)
+        if error is not None:
+            raise error
+        self._context.add_stages(outcome.info.get("timings_s", {}))
+        return outcome
 
     async def outcomes(self) -> list[Outcome]:
         """Wait for all jobs; the first failure ends the wait."""
@@ -112,6 +160,33 @@ class JobGroup:
             return await asyncio.gather(*waits)
         finally:
             await cancel_tasks(waits)
+
+    async def _joins(self, in_effect: Group | None) -> bool:
+        """Go on with the jobs of the request that came first with this key, if there was one."""
+        if in_effect is None or in_effect.id == self.stored.id:
+            return False
+        views = await self._gateway.queue.views(in_effect.job_ids)
+        self._unfinished = set()
+        self.jobs = [view.job for view in views if view is not None]
+        self.stored, self.replayed = in_effect, True
+        self._context.headers["x-rpiae-job"] = in_effect.id
+        self._context.headers["idempotent-replayed"] = "true"
+        if len(self.jobs) < len(views):
+            raise NotFound(f"the result of job {in_effect.id} has just expired: send it again")
+        return True
+
+    async def _admit(self) -> None:
+        # Whether a deadline can be met is judged by what is known now.
+        max_age_s = 0 if self._has_deadline else _MAX_AGE_S
+        workers = await self._gateway.serving_workers(max_age_s)
+        if not workers:
+            raise NoWorker(
+                f"no worker serves {self._gateway.manifest.name} at the moment: try again shortly",
+                retry_after_s=_NO_WORKER_RETRY_S,
+            )
+        await self._gateway.admission.admit(
+            self._context, self.jobs, workers, has_deadline=self._has_deadline
+        )
 
     async def _cancel_rest(self) -> None:
         """Cancel the jobs that have no outcome yet, even while this task is being cancelled."""
@@ -127,101 +202,7 @@ class JobGroup:
                 get_logger(__name__).warning("jobs not cancelled", error=error.message)
 
 
-def make_jobs(
-    request: Request,
-    gateway: Gateway,
-    owner: str,
-    *,
-    task: Task,
-    params: Sequence[Params],
-    priority: Priority = "interactive",
-    deadline_ms: int | None = None,
-) -> JobGroup:
-    """One job for each element of `params`, with the request's identity and deadline.
-
-    Raises:
-        InvalidRequest: the model has no such task, or the deadline is beyond the service's limit.
-    """
-    manifest = gateway.manifest
-    require_task(manifest, task)
-    limit_s = gateway.settings.request_timeout_s
-    timeout_s = limit_s if deadline_ms is None else deadline_ms / 1000
-    if timeout_s > limit_s:
-        raise InvalidRequest(
-            f"deadline_ms is {deadline_ms}: the service allows at most {round(1000 * limit_s)}",
-            status=422,
-            param="deadline_ms",
-            code="invalid_value",
-        )
-    context = context_of(request)
-    traceparent = request.headers.get("traceparent", "")
-    now = time.time()
-    jobs = [
-        Job(
-            id=secrets.token_hex(16),
-            task=task,
-            model=manifest.name,
-            params=each,
-            priority=priority,
-            created_at=now,
-            deadline_at=now + timeout_s,
-            owner=owner,
-            request_id=context.id,
-            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
-        )
-        for each in params
-    ]
-    return JobGroup(gateway, context, jobs)
-
-
-def require_task(manifest: Manifest, task: Task) -> None:
-    """Refuse a task that the model was not made for.
-
-    Raises:
-        InvalidRequest: 422 `unsupported_task`, naming the tasks that it has.
-    """
-    if task not in manifest.tasks:
-        raise InvalidRequest(
-            f"{manifest.name} has no task {task}, it has {', '.join(manifest.tasks)}",
-            status=422,
-            param="model",
-            code="unsupported_task",
-        )
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """The work's result; the work is cancelled as soon as the client is gone.
-
-    Only for use after the body has been read: what arrives next can then only be the disconnect.
-
-    Raises:
-        ClientDisconnect: the client closed the connection first.
-    """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        await cancel_tasks((working, watching))
-
-
 def _this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None
     return task
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def cancel_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Cancel and wait, so that nothing of the request outlives it."""
-    for task in tasks:
-        task.cancel()
-    with anyio.CancelScope(shield=True):
-        await asyncio.gather(*tasks, return_exceptions=True)

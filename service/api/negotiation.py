@@ -1,6 +1,8 @@
-"""Which of the media types on offer a client's `Accept` header asks for."""
+"""What a client asks for in `Accept`, of the media types on offer, and in `Prefer`."""
 
 from collections.abc import Sequence
+
+from fastapi import Request
 
 from service.errors import InvalidRequest
 from service.jobs.job import ImageFormat
@@ -59,3 +61,11 @@ def not_acceptable(accept: str | None, offered: Sequence[str]) -> InvalidRequest
         param="accept",
         code="not_acceptable",
     )
+
+
+def prefers_async(request: Request) -> bool:
+    """Whether the client asks for an answer before the work is done (RFC 7240)."""
+    preferences = (
+        part for header in request.headers.getlist("prefer") for part in header.split(",")
+    )
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in preferences)

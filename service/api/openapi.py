@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 BINARY = {"type": "string", "format": "binary"}
 
-_ERROR = {
+ERROR = {
     "description": "OpenAI's error object; `param` names the field at fault.",
     "content": {
         "application/json": {
@@ -39,10 +39,14 @@ def json_body(schema: type[BaseModel]) -> dict[str, Any]:
     return request_body({"application/json": schema.model_json_schema()})
 
 
-def multipart_schema(fields: type[BaseModel] | None, files: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema of a multipart body: text fields beside files, all of the files required."""
+def multipart_schema(
+    fields: type[BaseModel] | None,
+    files: Mapping[str, Any],
+    optional: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Schema of a multipart body: text fields beside files, which are required, and others."""
     schema: dict[str, Any] = {"type": "object"} if fields is None else fields.model_json_schema()
-    schema["properties"] = {**files, **schema.get("properties", {})}
+    schema["properties"] = {**files, **(optional or {}), **schema.get("properties", {})}
     schema["required"] = [*files, *schema.get("required", [])]
     return schema
 
@@ -50,4 +54,4 @@ def multipart_schema(fields: type[BaseModel] | None, files: Mapping[str, Any]) -
 def answers(content: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
     """`responses` of an endpoint: its media types beside JSON, and the shape of every error."""
     described = {name: {"schema": schema} for name, schema in content.items()}
-    return {200: {"content": described}, "default": _ERROR}
+    return {200: {"content": described}, "default": ERROR}

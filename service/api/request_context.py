@@ -21,7 +21,7 @@ from service.log import bind_request, get_logger
 from service.metrics import REQUEST_SECONDS, REQUESTS
 
 _USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, logged only when debugging
+PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, logged only when debugging
 
 
 @dataclass(slots=True)
@@ -30,9 +30,13 @@ class RequestContext:
 
     id: str
     started_at: float = field(default_factory=time.perf_counter)
+    caller: str = ""
+    """Whose limits this request counts against: a key's digest, or an address."""
     task: Task | None = None
     status: int | None = None
     stages_s: dict[str, float] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of the answer, whatever it will be."""
     failure: int | None = None
     """Status that a stream would have had, had its error come before its first byte."""
 
@@ -101,8 +105,10 @@ class RequestContextMiddleware:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 headers = MutableHeaders(scope=message)
+                headers.update(context.headers)
                 headers["x-request-id"] = context.id
                 headers["server-timing"] = context.server_timing()
+                headers["x-content-type-options"] = "nosniff"
             await send(message)
 
         try:
@@ -124,7 +130,7 @@ class RequestContextMiddleware:
         if context.task is not None:
             REQUESTS.labels(task=context.task, outcome=context.outcome()).inc()
             REQUEST_SECONDS.labels(task=context.task).observe(context.seconds)
-        write = self._log.debug if scope["path"] in _PROBES else self._log.info
+        write = self._log.debug if scope["path"] in PROBES else self._log.info
         write(
             "request answered",
             method=scope["method"],

@@ -5,6 +5,7 @@ what was done to make the picture fit is reported back.
 """
 
 import binascii
+import re
 import struct
 import zlib
 from base64 import b64decode
@@ -17,6 +18,8 @@ from anyio import to_thread
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from service.api.color import to_srgb
+from service.api.file_parts import excess_parts
 from service.api.framing import Fit, Framed, fit_to_frame, pad_to_frame
 from service.api.state import Gateway
 from service.boxes import Box
@@ -24,18 +27,22 @@ from service.errors import InvalidRequest
 from service.sizes import Size, Sizes, written
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_BEGINNINGS = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 # What Pillow's decoders raise on broken files.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture in its frame: pixels uint8 (3, H, W), what was done to it, and where it lies."""
+    """A picture in its frame: pixels uint8 (3, H, W), what was done to it, and where it lies.
+
+    source_size: height, width of the upright picture before it came to the frame.
+    """
 
     pixels: NDArray[np.uint8]
     fitted: str
     box: Box
+    source_size: tuple[int, int]
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -48,8 +55,8 @@ def decode_image(
 ) -> Upload:
     """Decode an uploaded file to sRGB pixels at `size`.
 
-    EXIF orientation is applied, transparency is painted on white, 16 bits become 8, CMYK becomes
-    RGB.
+    EXIF orientation and an embedded colour profile are applied, transparency is painted on white,
+    16 bits become 8, CMYK and grey become RGB.
 
     Args:
         data: the file as it arrived.
@@ -62,8 +69,8 @@ def decode_image(
     Raises:
         InvalidRequest: 415 no picture of a known type, 413 too many pixels, 422 broken or animated.
     """
-    image = _decode(data, max_pixels=max_pixels, param=param)
-    return _upload(fit_to_frame(image, size, fit))
+    image = decode_file(data, max_pixels=max_pixels, param=param)
+    return _upload(image, fit_to_frame(image, size, fit))
 
 
 def decode_native_image(data: bytes, *, sizes: Sizes, max_pixels: int, param: str) -> Upload:
@@ -72,8 +79,23 @@ def decode_native_image(data: bytes, *, sizes: Sizes, max_pixels: int, param: st
     Raises:
         InvalidRequest: see `decode_image`; 422 naming `size` when that frame is too large.
     """
-    image = _decode(data, max_pixels=max_pixels, param=param)
-    return _upload(pad_to_frame(image, sizes.native_frame((image.height, image.width))))
+    image = decode_file(data, max_pixels=max_pixels, param=param)
+    frame = sizes.native_frame((image.height, image.width))
+    return _upload(image, pad_to_frame(image, frame))
+
+
+def decode_file(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
+    """An uploaded file upright at its own size, sRGB; RGBA where it has any transparency.
+
+    Raises:
+        InvalidRequest: see `decode_image`.
+    """
+    image = _open(data, max_pixels=max_pixels, param=param)
+    try:
+        image.load()
+        return to_srgb(_upright(image))
+    except _BROKEN as error:
+        raise _broken(param, error) from None
 
 
 async def decode_upload(
@@ -133,28 +155,28 @@ def decode_base64(text: str, *, param: str) -> bytes:
         ) from None
 
 
-def _decode(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
-    """RGB, or RGBA where the picture has any transparency, and upright."""
-    image = _open(data, max_pixels=max_pixels, param=param)
-    try:
-        image.load()
-        return _to_eight_bits(_upright(image))
-    except _BROKEN as error:
-        raise _broken(param, error) from None
-
-
-def _upload(framed: Framed) -> Upload:
+def _upload(image: Image.Image, framed: Framed) -> Upload:
     pixels = np.ascontiguousarray(np.asarray(framed.image).transpose(2, 0, 1))
-    return Upload(pixels, framed.fitted, framed.box)
+    return Upload(pixels, framed.fitted, framed.box, (image.height, image.width))
 
 
 def _open(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
     """Read the header only: type, size, number of frames."""
+    excess = excess_parts(data)
+    if excess:
+        raise InvalidRequest(
+            f"{param} has {excess}: save it again as a plain PNG or JPEG",
+            status=422,
+            param=param,
+            code="invalid_image",
+        )
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(param, "too many pixels", max_pixels) from None
     except UnidentifiedImageError:
+        if _BEGINNINGS.match(data):
+            raise _broken(param, "its header cannot be read") from None
         raise InvalidRequest(
             f"{param} ({len(data)} bytes) is not a picture this service reads: "
             "send PNG, JPEG or WebP",
@@ -188,9 +210,9 @@ def _too_large(param: str, size: str, max_pixels: int) -> InvalidRequest:
     )
 
 
-def _broken(param: str, error: BaseException) -> InvalidRequest:
+def _broken(param: str, reason: object) -> InvalidRequest:
     return InvalidRequest(
-        f"{param} cannot be decoded, the file is truncated or damaged ({error}): send it again",
+        f"{param} cannot be decoded, the file is truncated or damaged ({reason}): send it again",
         status=422,
         param=param,
         code="invalid_image",
@@ -203,14 +225,3 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except _BROKEN:
         return image
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """RGB, or RGBA where the picture has any transparency."""
-    if image.mode in _SIXTEEN_BIT_MODES:
-        # Pillow's own conversion cuts at 255 instead of scaling.
-        levels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("RGB")

@@ -1,14 +1,13 @@
 """What the latent endpoints answer with: the worker's outputs in the format a client asks for."""
 
-import time
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 from fastapi import Request
 from safetensors.numpy import load
 
-from models.manifest import Manifest
+from service.api.answer import Answer, AnswerPlan, Made
 from service.api.latents.formats import (
     BOXES,
     JSON_TYPE,
@@ -20,20 +19,70 @@ from service.api.latents.formats import (
     write_safetensors,
 )
 from service.api.latents.schemas import DecodedImage, DecodedImages, DecodeQuery
-from service.api.latents.service import Pictures
 from service.api.negotiation import IMAGE_TYPES, choose_media_type, not_acceptable
 from service.boxes import Box, array_of_boxes, same_size
 from service.errors import InvalidRequest
 from service.jobs.job import DecodeParams, ImageFormat
-from service.sizes import written
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Body and media type of a finished request."""
+class EncodedAnswer(AnswerPlan):
+    """The answer to encode: the worker's safetensors (latents, mean, logvar) and the boxes."""
 
-    content: bytes
-    media_type: str
+    kind: Literal["encoded"] = "encoded"
+    wanted: str
+    model: str
+    frame_size: str
+    """WIDTHxHEIGHT."""
+    boxes: list[Box]
+
+    @property
+    def media_type(self) -> str:
+        return self.wanted
+
+    def build(self, made: Made) -> Answer:
+        arrays = load(made.outputs[0])
+        if self.wanted in NPY_TYPES:
+            return Answer(write_npy(arrays["latents"]), self.wanted, self.headers)
+        arrays[BOXES] = array_of_boxes(self.boxes)
+        if self.wanted in SAFETENSORS_TYPES:
+            return Answer(write_safetensors(arrays), self.wanted, self.headers)
+        fields = {
+            "model": self.model,
+            "shape": list(arrays["latents"].shape),
+            "size": self.frame_size,
+        }
+        return Answer(write_json({**fields, **arrays}), self.wanted, self.headers)
+
+
+class DecodedAnswer(AnswerPlan):
+    """The answer to decode: the worker's picture files, or its safetensors of images."""
+
+    kind: Literal["decoded"] = "decoded"
+    wanted: str
+    output_format: ImageFormat
+    sizes: list[str]
+    """WIDTHxHEIGHT of each picture."""
+
+    @property
+    def media_type(self) -> str:
+        return self.wanted
+
+    def build(self, made: Made) -> Answer:
+        if self.wanted in IMAGE_TYPES or self.wanted in SAFETENSORS_TYPES:
+            return Answer(made.outputs[0], self.wanted, self.headers)
+        if self.wanted in NPY_TYPES:
+            array = load(made.outputs[0])["images"]
+            return Answer(write_npy(array), self.wanted, self.headers)
+        answer = DecodedImages(
+            created=int(made.created_at),
+            data=[
+                DecodedImage(b64_json=b64encode(output).decode(), size=size)
+                for output, size in zip(made.outputs, self.sizes, strict=True)
+            ],
+            output_format=self.output_format,
+            size=self.sizes[0] if len(set(self.sizes)) == 1 else None,
+        )
+        return Answer(answer.model_dump_json().encode(), self.wanted, self.headers)
 
 
 def encode_media_type(request: Request) -> str:
@@ -57,22 +106,6 @@ def decode_media_type(request: Request, query: DecodeQuery, num_latents: int) ->
     return _negotiate(request, (*pictures, *tensors) if num_latents == 1 else tensors)
 
 
-def latents_answer(output: bytes, wanted: str, manifest: Manifest, pictures: Pictures) -> Answer:
-    """The worker's safetensors (latents, mean, logvar) in the wanted format, with the boxes."""
-    arrays = load(output)
-    if wanted in NPY_TYPES:
-        return Answer(write_npy(arrays["latents"]), wanted)
-    arrays[BOXES] = array_of_boxes(pictures.boxes)
-    if wanted in SAFETENSORS_TYPES:
-        return Answer(write_safetensors(arrays), wanted)
-    fields = {
-        "model": manifest.name,
-        "shape": list(arrays["latents"].shape),
-        "size": written(pictures.frame),
-    }
-    return Answer(write_json({**fields, **arrays}), JSON_TYPE)
-
-
 def decode_params(wanted: str, query: DecodeQuery, boxes: Sequence[Box]) -> DecodeParams:
     """What the worker shall make so that the answer can have the wanted media type.
 
@@ -94,29 +127,6 @@ def decode_params(wanted: str, query: DecodeQuery, boxes: Sequence[Box]) -> Deco
         output_compression=query.output_compression,
         boxes=tuple(boxes),
     )
-
-
-def images_answer(
-    outputs: Sequence[bytes], wanted: str, output_format: ImageFormat, sizes: Sequence[str]
-) -> Answer:
-    """The worker's picture files, or its safetensors of images, in the wanted format.
-
-    sizes: WIDTHxHEIGHT of each.
-    """
-    if wanted in IMAGE_TYPES or wanted in SAFETENSORS_TYPES:
-        return Answer(outputs[0], wanted)
-    if wanted in NPY_TYPES:
-        return Answer(write_npy(load(outputs[0])["images"]), wanted)
-    answer = DecodedImages(
-        created=int(time.time()),
-        data=[
-            DecodedImage(b64_json=b64encode(output).decode(), size=size)
-            for output, size in zip(outputs, sizes, strict=True)
-        ],
-        output_format=output_format,
-        size=sizes[0] if len(set(sizes)) == 1 else None,
-    )
-    return Answer(answer.model_dump_json().encode(), JSON_TYPE)
 
 
 def _negotiate(request: Request, offered: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ Latents are (B, C, h, w) float32, normalised; images are (B, 3, H, W) uint8.
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -43,6 +42,12 @@ class LatentsFile:
 
     latents: NDArray[np.float32]
     boxes: NDArray[Any] | None = None
+
+    @property
+    def content(self) -> list[Any]:
+        """Shape, values and boxes, by which a repeated request is known."""
+        boxes = None if self.boxes is None else self.boxes.tolist()
+        return [list(self.latents.shape), self.latents.data.cast("B"), boxes]
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ def _read_npy(data: bytes, accepted: Accepted) -> NDArray[Any]:
             dims, fortran, dtype = npy_format.read_array_header_1_0(file)
         else:
             dims, fortran, dtype = npy_format.read_array_header_2_0(file)
-    except (ValueError, EOFError, struct.error) as error:
+    except Exception as error:  # numpy reads the header as Python source: anything may come of it
         raise _malformed(f"latents are not a readable npy file: {error}") from None
     if dtype.hasobject:
         raise _wrong("latents are an npy file of Python objects, which is never read: send floats")

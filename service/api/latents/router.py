@@ -1,21 +1,20 @@
 """`/v1/latents`: pictures to latents and latents to pictures, one or many at once."""
 
 import secrets
-from functools import partial
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api.auth import OwnerDep
-from service.api.job_group import make_jobs, unless_disconnected
+from service.api.jobs.description import job_answers, takes_job_headers
+from service.api.jobs.respond import respond
 from service.api.latents.answers import (
+    DecodedAnswer,
+    EncodedAnswer,
     decode_media_type,
     decode_params,
     encode_media_type,
-    images_answer,
-    latents_answer,
 )
 from service.api.latents.formats import (
     JSON_TYPE,
@@ -37,7 +36,8 @@ from service.api.latents.service import (
     read_latents_body,
     read_pictures,
 )
-from service.api.openapi import BINARY, answers, multipart_schema, request_body
+from service.api.new_jobs import make_jobs
+from service.api.openapi import BINARY, multipart_schema, request_body
 from service.api.request_context import serves
 from service.api.state import GatewayDep
 from service.jobs.job import EncodeParams
@@ -53,7 +53,7 @@ _FILES = {"image": {"type": "array", "items": BINARY}}
 @router.post(
     "/encode",
     response_model=EncodedLatents,
-    responses=answers(_TENSORS),
+    responses=job_answers(_TENSORS),
     openapi_extra=request_body(
         {
             **_PICTURES,
@@ -61,7 +61,7 @@ _FILES = {"image": {"type": "array", "items": BINARY}}
             JSON_TYPE: EncodeFields.model_json_schema(),
         }
     ),
-    dependencies=[serves("encode")],
+    dependencies=[serves("encode"), takes_job_headers()],
 )
 async def encode_images(
     request: Request,
@@ -81,26 +81,32 @@ async def encode_images(
     files = await read_pictures(request, gateway)
     pictures = await decode_pictures(gateway, files, size, query)
     headers = pictures.headers
+    content: list[Any] = [query.model_dump(exclude_defaults=True), *files]
     seed = 0
     if query.sample:
         seed = secrets.randbelow(2**32) if query.seed is None else query.seed
         headers["x-rpiae-seed"] = str(seed)
+    plan = EncodedAnswer(
+        wanted=wanted,
+        model=gateway.manifest.name,
+        frame_size=written(pictures.frame),
+        boxes=pictures.boxes,
+        headers=headers,
+    )
     params = EncodeParams(sample=query.sample, seed=seed)
-    group = make_jobs(request, gateway, owner, task="encode", params=[params])
-    async with group:
-        await group.put(write_safetensors({"images": pictures.pixels}))
-        (outcome,) = await unless_disconnected(request, group.outcomes())
-    build = partial(latents_answer, outcome.outputs[0], wanted, gateway.manifest, pictures)
-    answer = await to_thread.run_sync(build)
-    return Response(answer.content, media_type=answer.media_type, headers=headers)
+    group = make_jobs(
+        request, gateway, owner, task="encode", params=[params], plan=plan, content=content
+    )
+    payload = write_safetensors({"images": pictures.pixels})
+    return await respond(request, gateway, group, payload)
 
 
 @router.post(
     "/decode",
     response_model=DecodedImages,
-    responses=answers({**_PICTURES, **_TENSORS}),
+    responses=job_answers({**_PICTURES, **_TENSORS}),
     openapi_extra=request_body({**_TENSORS, JSON_TYPE: DecodeFields.model_json_schema()}),
-    dependencies=[serves("decode")],
+    dependencies=[serves("decode"), takes_job_headers()],
 )
 async def decode_latents(
     request: Request,
@@ -117,12 +123,17 @@ async def decode_latents(
     wanted = decode_media_type(request, query, len(file.latents))
     frame = gateway.sizes.frame_of(file.latents.shape[2:])
     boxes = boxes_to_keep(query.box, file, frame)
-    params = decode_params(wanted, query, boxes)
-    group = make_jobs(request, gateway, owner, task="decode", params=[params])
-    async with group:
-        await group.put(write_safetensors({"latents": file.latents}))
-        (outcome,) = await unless_disconnected(request, group.outcomes())
     sizes = [box.size for box in boxes] or [written(frame)] * len(file.latents)
-    build = partial(images_answer, outcome.outputs, wanted, query.output_format, sizes)
-    answer = await to_thread.run_sync(build)
-    return Response(answer.content, media_type=answer.media_type)
+    plan = DecodedAnswer(wanted=wanted, output_format=query.output_format, sizes=sizes)
+    params = decode_params(wanted, query, boxes)
+    group = make_jobs(
+        request,
+        gateway,
+        owner,
+        task="decode",
+        params=[params],
+        plan=plan,
+        content=[query.model_dump(exclude_defaults=True), *file.content],
+    )
+    payload = write_safetensors({"latents": file.latents})
+    return await respond(request, gateway, group, payload)

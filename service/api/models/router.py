@@ -1,19 +1,24 @@
 """`/v1/models`: what is served, and what it can do."""
 
+import asyncio
+from contextlib import suppress
+from typing import Any
+
 from fastapi import APIRouter, Depends
 
 from service.api.auth import owner_of
 from service.api.models.schemas import ModelCard, ModelList
 from service.api.state import Gateway, GatewayDep
-from service.errors import NotFound
+from service.errors import NotFound, QueueUnavailable
 
+_PATIENCE_S = 0.8
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(owner_of)])
 
 
 @router.get("")
 async def list_models(gateway: GatewayDep) -> ModelList:
     """The served models."""
-    return ModelList(data=[_card(gateway)])
+    return ModelList(data=[await _card(gateway)])
 
 
 @router.get("/{model_id}")
@@ -25,10 +30,18 @@ async def get_model(model_id: str, gateway: GatewayDep) -> ModelCard:
             param="model",
             code="model_not_found",
         )
-    return _card(gateway)
+    return await _card(gateway)
 
 
-def _card(gateway: Gateway) -> ModelCard:
+async def _card(gateway: Gateway) -> ModelCard:
+    workers: dict[str, dict[str, Any]] = {}
+    # What the model is does not hang on who runs it.
+    with suppress(QueueUnavailable, TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            workers = await gateway.serving_workers()
     return ModelCard(
-        id=gateway.manifest.name, created=gateway.bundle_written_at, manifest=gateway.manifest
+        id=gateway.manifest.name,
+        created=gateway.bundle_written_at,
+        backends=sorted({str(info["backend"]) for info in workers.values() if "backend" in info}),
+        manifest=gateway.manifest,
     )

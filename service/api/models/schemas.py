@@ -14,6 +14,9 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="Unix time in seconds at which the bundle was written.")
     owned_by: str = "rpiae"
+    backends: list[str] = Field(
+        description="Runtimes of the live workers; empty while none is there, or Redis is away."
+    )
     manifest: Manifest = Field(
         description="Tasks, sizes, latent shape and normalisation, defaults, measured quality."
     )

@@ -32,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "vocabulary.json").write_text(json.dumps([*SPECIAL_TOKENS, *WORDS]))
     manifest = Manifest(
         name=MODEL,
-        tasks=["generate", "edit", "encode", "decode"],
+        tasks=["generate", "edit", "variation", "encode", "decode"],
         image_size=IMAGE_SIZE,
         latent_shape=LATENT_SHAPE,
         latents_mean=[0.0],
@@ -119,7 +119,7 @@ def worker(_module_worker: QueueWorker) -> Iterator[QueueWorker]:
     _module_worker.cancelled.clear()
     yield _module_worker
     _module_worker.paused.clear()
-    _module_worker.error = _module_worker.outputs = None
+    _module_worker.error = _module_worker.outputs = _module_worker.previews = None
 
 
 @pytest.fixture(scope="session")

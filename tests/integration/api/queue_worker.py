@@ -7,6 +7,7 @@ and decode undo each other exactly, and a test knows every pixel that it should 
 import asyncio
 import io
 import threading
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ from service.jobs.job import (
     Job,
 )
 from service.jobs.queue import JobQueue
+from service.settings import Settings
 
 NAME = "painter"
 IMAGE_SIZE = (32, 32)
@@ -36,6 +38,11 @@ _STEP_S = 0.005
 def paint(seed: int) -> np.ndarray:
     """uint8 (3, H, W): the picture that a seed gives."""
     return np.random.default_rng(seed).integers(0, 256, (3, *IMAGE_SIZE), dtype=np.uint8)
+
+
+def paint_preview(seed: int, index: int) -> np.ndarray:
+    """uint8 (3, H, W): the picture darkened, the less the later the preview."""
+    return paint(seed) >> (3 - index)
 
 
 def to_latents(images: np.ndarray) -> np.ndarray:
@@ -51,7 +58,8 @@ def to_images(latents: np.ndarray) -> np.ndarray:
     batch, channels, height, width = latents.shape
     blocks = latents.reshape(batch, channels // 4, 2, 2, height, width)
     values = blocks.transpose(0, 1, 4, 2, 5, 3).reshape(batch, -1, 2 * height, 2 * width)
-    return ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    with np.errstate(over="ignore"):
+        return ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
 def to_file(pixels: np.ndarray, file_type: str) -> bytes:
@@ -70,17 +78,20 @@ class QueueWorker:
         paused: while set, jobs stay unfinished.
         error: given to every job instead of a result.
         outputs: given to every job instead of true ones.
+        previews: numbers of the previews to publish, in this order; None: those asked for.
     """
 
-    def __init__(self, redis_url: str, queue_name: str, model: str) -> None:
+    def __init__(self, redis_url: str, queue_name: str, model: str, **queue_options: Any) -> None:
         self.jobs: list[Job] = []
         self.cancelled: set[str] = set()
         self.paused = threading.Event()
         self.error: ErrorBody | None = None
         self.outputs: list[bytes] | None = None
+        self.previews: list[int] | None = None
         self._redis_url = redis_url
         self._queue_name = queue_name
         self._model = model
+        self._queue_options = queue_options
         self._stopping = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -97,11 +108,11 @@ class QueueWorker:
 
     async def _run(self) -> None:
         redis = connect(self._redis_url)
-        queue = JobQueue(redis, name=self._queue_name)
+        queue = JobQueue(redis, name=self._queue_name, **self._queue_options)
         await queue.open()
         running: set[asyncio.Task[None]] = set()
         while not self._stopping.is_set():
-            await queue.announce(NAME, {"model": self._model}, _ANNOUNCED_S)
+            await queue.announce(NAME, {"model": self._model, "backend": "double"}, _ANNOUNCED_S)
             self._ready.set()
             for delivery in await queue.take(NAME, 64, 20):
                 self.jobs.append(delivery.job)
@@ -116,6 +127,7 @@ class QueueWorker:
 
     async def _work(self, queue: JobQueue, delivery: Delivery) -> None:
         job = delivery.job
+        await self._publish_previews(queue, job)
         while self.paused.is_set():
             if await queue.cancelled([job.id]):
                 self.cancelled.add(job.id)
@@ -129,12 +141,39 @@ class QueueWorker:
         outputs = self.outputs or _outputs(job, delivery.payload)
         await queue.finish(NAME, delivery, outputs, info)
 
+    async def _publish_previews(self, queue: JobQueue, job: Job) -> None:
+        if not isinstance(job.params, GenerateParams):
+            return
+        asked = range(job.params.partial_images)
+        for index in asked if self.previews is None else self.previews:
+            data = {"index": index, "step": index + 1, "num_steps": job.params.steps}
+            picture = to_file(paint_preview(job.params.seed, index), job.params.output_format)
+            await queue.publish(job.id, "preview", data, picture)
+
+
+def ask_queue(settings: Settings, question: Callable[[JobQueue], Any]) -> Any:
+    """The answer of an asynchronous call on the gateway's queue."""
+
+    async def ask() -> Any:
+        assert settings.redis_url is not None
+        redis = connect(settings.redis_url)
+        queue = JobQueue(redis, name=settings.queue_name)
+        try:
+            return await question(queue)
+        finally:
+            await queue.close()
+            await redis.aclose()
+
+    return asyncio.run(ask())
+
 
 def _outputs(job: Job, payload: bytes | None) -> list[bytes]:
     arrays = load(payload) if payload else {}
     match job.params:
         case EditParams(output_format=file_type):
-            return [to_file(255 - arrays["images"][0], file_type)]
+            source = arrays["images"][0]
+            mask = arrays["mask"][0] if "mask" in arrays else np.full_like(source[:1], 255)
+            return [to_file(np.where(mask, 255 - source, source), file_type)]
         case GenerateParams(output_format=file_type, seed=seed):
             return [to_file(paint(seed), file_type)]
         case EncodeParams(sample=sample, seed=seed):

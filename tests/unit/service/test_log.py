@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ def lines() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     configure_logging("info", stream=stream)
     yield stream
+    logging.captureWarnings(False)
     root.handlers, root.level = before
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
@@ -64,3 +66,13 @@ def test_exceptions_come_as_one_line(lines: io.StringIO) -> None:
         get_logger("service").exception("job failed")
     [line] = parsed(lines)
     assert "ValueError: broken" in line["exception"]
+
+
+def test_warnings_of_libraries_are_lines_too(lines: io.StringIO) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("Corrupt EXIF data", stacklevel=1)
+
+    (line,) = parsed(lines)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "Corrupt EXIF data" in line["event"]

@@ -1,8 +1,6 @@
-"""Requests for pictures: checked against the model, made into jobs, results made into answers."""
+"""Requests for pictures: checked against the model and made into jobs."""
 
 import secrets
-import time
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,29 +9,34 @@ from fastapi import Request
 
 from models.manifest import Manifest, Task
 from service.api.body import Form, validate_fields
+from service.api.images.answers import JSON_TYPE, ImagesAnswer
 from service.api.images.prompts import check_prompts, num_text_tokens, prompt_headers
 from service.api.images.sampling import sampling_params
 from service.api.images.schemas import (
     EditFields,
     GenerationFields,
     ImageFields,
-    ImageItem,
-    ImagesResponse,
     InputTokens,
+    PictureFields,
     Usage,
+    VariationFields,
 )
-from service.api.job_group import JobGroup, make_jobs, require_task
-from service.api.latents.formats import write_safetensors
-from service.api.negotiation import IMAGE_TYPES, choose_media_type, not_acceptable
+from service.api.images.sources import SourceFiles, decode_source, source_files
+from service.api.job_group import JobGroup
+from service.api.negotiation import (
+    IMAGE_TYPES,
+    choose_media_type,
+    not_acceptable,
+    prefers_async,
+)
+from service.api.new_jobs import make_jobs, require_task
 from service.api.state import Gateway
-from service.api.uploads import Upload, decode_upload
+from service.api.uploads import Upload
 from service.boxes import Box, format_boxes
 from service.errors import InvalidRequest, NotFound
-from service.jobs.job import EditParams, GenerateParams, ImageFormat, Outcome
+from service.jobs.job import EditParams, GenerateParams, ImageFormat
 from service.log import get_logger
 from service.sizes import written
-
-JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,8 @@ class ImageCall:
 
     group: JobGroup
     payload: bytes | None
-    output_format: ImageFormat
-    raw: bool
-    """Answer with the picture's bytes instead of JSON."""
+    plan: ImagesAnswer
     stream: bool
-    size: str
-    usage: Usage
-    headers: dict[str, str]
 
 
 def plan_generation(
@@ -62,37 +60,60 @@ def plan_generation(
     """
     _check(fields, gateway)
     output_format, raw = _answer_form(request, fields)
-    params = [GenerateParams(**each) for each in _params(fields, gateway.manifest, output_format)]
-    return ImageCall(
-        group=_group(request, gateway, owner, fields, "generate", params),
-        payload=None,
+    params = [
+        GenerateParams(**each) for each in _params(request, fields, gateway.manifest, output_format)
+    ]
+    plan = ImagesAnswer(
         output_format=output_format,
         raw=raw,
-        stream=fields.stream,
+        response_format=fields.response_format,
         size=_size(gateway.manifest),
         usage=_usage(fields, gateway.manifest, num_sources=0),
         headers=prompt_headers(fields, gateway),
     )
+    group = _group(request, gateway, owner, fields, "generate", params, plan, None)
+    return ImageCall(group, payload=None, plan=plan, stream=fields.stream)
 
 
 async def plan_edit(request: Request, gateway: Gateway, owner: str, form: Form) -> ImageCall:
-    """Jobs for pictures from a picture and an instruction.
+    """Jobs for pictures from a picture and an instruction, and maybe a mask of what may change.
 
     Raises:
-        InvalidRequest, NotFound: as for generations, or the uploaded file is no usable picture.
+        InvalidRequest, NotFound: as for generations, or an uploaded file cannot be used.
     """
     # Before anything is read: to a model of classes an instruction is an unknown class.
     require_task(gateway.manifest, "edit")
-    source = _source_file(form)
+    files = source_files(form, gateway.manifest, with_mask=True)
     fields = validate_fields(dict(form.fields), EditFields, strict=False)
+    return await _plan_from_source(request, gateway, owner, "edit", fields, files)
+
+
+async def plan_variation(request: Request, gateway: Gateway, owner: str, form: Form) -> ImageCall:
+    """Jobs for pictures like a picture.
+
+    Raises:
+        InvalidRequest, NotFound: as for edits.
+    """
+    require_task(gateway.manifest, "variation")
+    files = source_files(form, gateway.manifest, with_mask=False)
+    fields = validate_fields(dict(form.fields), VariationFields, strict=False)
+    return await _plan_from_source(request, gateway, owner, "variation", fields, files)
+
+
+async def _plan_from_source(
+    request: Request,
+    gateway: Gateway,
+    owner: str,
+    task: Task,
+    fields: EditFields | VariationFields,
+    files: SourceFiles,
+) -> ImageCall:
     _check(fields, gateway)
     output_format, raw = _answer_form(request, fields)
     manifest = gateway.manifest
-    upload = await decode_upload(
-        gateway, source, size=manifest.image_size, fit=fields.fit, param="image"
-    )
+    source = await decode_source(gateway, files, fields.fit)
     # A client that names the model's size wants all of the frame, the bars included.
-    box = upload.box if fields.size == "auto" else None
+    box = source.upload.box if fields.size == "auto" else None
     image_guidance_scale = _or(fields.image_guidance_scale, manifest.default_image_guidance_scale)
     params = [
         EditParams(
@@ -101,40 +122,23 @@ async def plan_edit(request: Request, gateway: Gateway, owner: str, form: Form) 
             strength=fields.strength,
             box=box,
         )
-        for each in _params(fields, manifest, output_format)
+        for each in _params(request, fields, manifest, output_format)
     ]
-    group = _group(request, gateway, owner, fields, "edit", params)
-    return ImageCall(
-        group=group,
-        payload=write_safetensors({"images": upload.pixels[None]}),
+    prompted = prompt_headers(fields, gateway) if isinstance(fields, ImageFields) else {}
+    plan = ImagesAnswer(
         output_format=output_format,
         raw=raw,
-        stream=fields.stream,
+        response_format=fields.response_format,
         size=box.size if box else _size(manifest),
         usage=_usage(fields, manifest, num_sources=1),
-        headers={**prompt_headers(fields, gateway), **_fit_headers(upload, box)},
+        headers={**prompted, **_fit_headers(source.upload, box)},
     )
+    group = _group(request, gateway, owner, fields, task, params, plan, files)
+    return ImageCall(group, payload=source.to_payload(), plan=plan, stream=_streams(fields))
 
 
-def images_response(call: ImageCall, outcomes: Sequence[Outcome]) -> bytes:
-    """The JSON answer; base64 of several pictures, so not for the event loop."""
-    items = [
-        ImageItem(b64_json=b64encode(outcome.outputs[0]).decode(), seed=job.params.seed)
-        for job, outcome in zip(call.group.jobs, outcomes, strict=True)
-        if isinstance(job.params, GenerateParams)
-    ]
-    answer = ImagesResponse(
-        created=int(time.time()),
-        data=items,
-        output_format=call.output_format,
-        size=call.size,
-        usage=call.usage,
-    )
-    return answer.model_dump_json().encode()
-
-
-def _check(fields: ImageFields, gateway: Gateway) -> None:
-    """What pydantic cannot know: the model's limits and what this service does not offer yet."""
+def _check(fields: PictureFields, gateway: Gateway) -> None:
+    """What pydantic cannot know: the model's limits and what this service does not offer."""
     manifest = gateway.manifest
     if fields.model not in (None, manifest.name):
         raise NotFound(
@@ -142,21 +146,30 @@ def _check(fields: ImageFields, gateway: Gateway) -> None:
             param="model",
             code="model_not_found",
         )
-    check_prompts(fields, gateway)
+    if isinstance(fields, ImageFields):
+        check_prompts(fields, gateway)
+        if fields.background == "transparent":
+            raise _out_of_range("background", "transparent is not offered: send opaque or auto")
     offered = (_size(manifest), "auto")
     if fields.size not in offered:
         raise _out_of_range("size", f"is {fields.size}: offered are {' and '.join(offered)}")
-    if fields.response_format == "url":
-        raise _out_of_range("response_format", "url is not offered: ask for b64_json")
-    if fields.partial_images:
-        raise _out_of_range("partial_images", "are not offered by this model: send 0")
-    if fields.background == "transparent":
-        raise _out_of_range("background", "transparent is not offered: send opaque or auto")
+    if fields.response_format == "url" and _streams(fields):
+        raise _out_of_range("response_format", "url is not offered in a stream: ask for b64_json")
 
 
-def _answer_form(request: Request, fields: ImageFields) -> tuple[ImageFormat, bool]:
+def _streams(fields: PictureFields) -> bool:
+    return isinstance(fields, ImageFields) and fields.stream
+
+
+def _num_previews(request: Request, fields: PictureFields) -> int:
+    """Previews to compute: only where somebody can see them."""
+    seen = _streams(fields) or prefers_async(request)
+    return fields.partial_images if isinstance(fields, ImageFields) and seen else 0
+
+
+def _answer_form(request: Request, fields: PictureFields) -> tuple[ImageFormat, bool]:
     """The pictures' format, and whether their bytes are the answer."""
-    if fields.stream:
+    if _streams(fields):
         return fields.output_format, False
     own_type = f"image/{fields.output_format}"
     offered = [JSON_TYPE, own_type, *(name for name in IMAGE_TYPES if name != own_type)]
@@ -173,35 +186,15 @@ def _answer_form(request: Request, fields: ImageFields) -> tuple[ImageFormat, bo
     return IMAGE_TYPES[chosen], True
 
 
-def _source_file(form: Form) -> bytes:
-    """The one uploaded picture of an edit."""
-    if "mask" in form.files or "mask" in form.fields:
-        raise _out_of_range("mask", "is not supported by this model yet: leave it out")
-    unknown = set(form.files) - {"image"}
-    if unknown:
-        name = min(unknown)
-        raise _out_of_range(name, "is not a file of this request: send the picture as image")
-    if "image" in form.fields:
-        raise _out_of_range("image", "must be a file (with curl: -F image=@picture.png)")
-    sources = form.files.get("image", [])
-    if not sources:
-        raise InvalidRequest(
-            "image is required: send a picture file",
-            status=422,
-            param="image",
-            code="missing_required_parameter",
-        )
-    if len(sources) > 1:
-        raise _out_of_range("image", f"is given {len(sources)} times: this model edits one picture")
-    return sources[0]
-
-
 def _out_of_range(param: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"{param} {problem}", status=422, param=param, code="invalid_value")
 
 
 def _params(
-    fields: ImageFields, manifest: Manifest, output_format: ImageFormat
+    request: Request,
+    fields: GenerationFields | EditFields | VariationFields,
+    manifest: Manifest,
+    output_format: ImageFormat,
 ) -> list[dict[str, Any]]:
     """What all pictures of a request have in common, and their seeds.
 
@@ -219,6 +212,7 @@ def _params(
             **sampling,
             "output_format": output_format,
             "output_compression": fields.output_compression,
+            "partial_images": _num_previews(request, fields),
         }
         for index in range(fields.n)
     ]
@@ -228,9 +222,11 @@ def _group(
     request: Request,
     gateway: Gateway,
     owner: str,
-    fields: ImageFields,
+    fields: GenerationFields | EditFields | VariationFields,
     task: Task,
     params: Sequence[GenerateParams],
+    plan: ImagesAnswer,
+    files: SourceFiles | None,
 ) -> JobGroup:
     if gateway.settings.log_prompts:
         get_logger(__name__).info("prompt", task=task, prompt=fields.prompt)
@@ -240,6 +236,8 @@ def _group(
         owner,
         task=task,
         params=params,
+        plan=plan,
+        content=[fields.model_dump(exclude_defaults=True), *(files.content if files else ())],
         priority=fields.priority,
         deadline_ms=fields.deadline_ms,
     )
@@ -264,7 +262,9 @@ def _fit_headers(upload: Upload, box: Box | None) -> dict[str, str]:
     }
 
 
-def _usage(fields: ImageFields, manifest: Manifest, num_sources: int) -> Usage:
+def _usage(
+    fields: GenerationFields | EditFields | VariationFields, manifest: Manifest, *, num_sources: int
+) -> Usage:
     _, height, width = manifest.latent_shape
     text = num_text_tokens(fields.prompt, manifest)
     source, output = num_sources * height * width, fields.n * height * width
