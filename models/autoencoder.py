@@ -259,4 +259,4 @@ class RPiAE(nn.Module):
 
 
 def _to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)  # (B, D, h, w)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)  # (B, D, h, w)

@@ -32,6 +32,7 @@ from models.text_denoiser import TextDenoiser, TextDenoiserConfig
 from models.weights import load_weights, save_weights, without_weights
 
 Denoiser: TypeAlias = TextDenoiser | ClassDenoiser
+DenoiserConfig: TypeAlias = TextDenoiserConfig | ClassDenoiserConfig
 Tokenizer: TypeAlias = PromptTokenizer | PretrainedTokenizer | ClassEncoder
 """What reads prompts: `encode` gives what the denoiser's `prefill` takes."""
 
@@ -70,17 +71,32 @@ class Bundle:
         return self
 
 
+def denoiser_config(manifest: Manifest) -> DenoiserConfig:
+    """Sizes of the denoiser that the manifest states.
+
+    Raises:
+        BundleError: the config is missing or does not fit.
+    """
+    fields = manifest.module_fields("denoiser")
+    try:
+        if fields.get("kind") == "class":
+            return ClassDenoiserConfig(**fields)
+        return TextDenoiserConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"manifest: model.denoiser: {error}") from None
+
+
 def build_denoiser(manifest: Manifest) -> Denoiser:
     """The denoiser with the sizes that the manifest states, weights not loaded.
 
     Raises:
         BundleError: its config is missing or does not fit.
     """
-    fields = manifest.module_fields("denoiser")
+    config = denoiser_config(manifest)
     try:
-        if fields.get("kind") == "class":
-            return without_weights(lambda: ClassDenoiser(ClassDenoiserConfig(**fields)))
-        return without_weights(lambda: TextDenoiser(TextDenoiserConfig(**fields)))
+        if isinstance(config, ClassDenoiserConfig):
+            return without_weights(lambda: ClassDenoiser(config))
+        return without_weights(lambda: TextDenoiser(config))
     except (TypeError, ValueError) as error:
         raise BundleError(f"manifest: model.denoiser: {error}") from None
 
@@ -104,20 +120,25 @@ def load_bundle(directory: Path, device: str = "cpu") -> Bundle:
             manifest,
             bundle.autoencoder,
             denoiser.eval().requires_grad_(False),
-            _tokenizer(directory, manifest, denoiser),
+            load_tokenizer(directory, manifest, denoiser.config),
             guide,
         )
     return bundle.to(device)
 
 
-def _tokenizer(directory: Path, manifest: Manifest, denoiser: Denoiser) -> Tokenizer:
-    if isinstance(denoiser, TextDenoiser):
+def load_tokenizer(directory: Path, manifest: Manifest, config: DenoiserConfig) -> Tokenizer:
+    """What reads a bundle's prompts.
+
+    Raises:
+        BundleError: its file does not fit, or the class names do not fit the denoiser.
+    """
+    if isinstance(config, TextDenoiserConfig):
         if manifest.tokenizer_file is not None:
             path = directory / manifest.tokenizer_file
             return PretrainedTokenizer.read(path, manifest.max_prompt_tokens)
         words = json.loads((directory / VOCABULARY_FILE).read_text(encoding="utf-8"))
         return PromptTokenizer(words, manifest.max_prompt_tokens)
-    names, num_classes = manifest.class_names, denoiser.config.num_classes
+    names, num_classes = manifest.class_names, config.num_classes
     if names is None or len(names) != num_classes:
         raise BundleError(
             f"manifest: class_names must hold {num_classes} names, one per class of the denoiser"

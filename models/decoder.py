@@ -103,7 +103,7 @@ class PixelDecoder(nn.Module):
         if self.config.rotary:
             rotary = self.rotary if grid == trained else self._rotary(grid).to(x)
         if self.config.class_token:
-            x = torch.cat([(self.class_token + first).expand(len(x), 1, -1), x], dim=1)
+            x = torch.cat([(self.class_token + first).expand(x.shape[0], 1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x, rotary)
         if self.config.class_token:

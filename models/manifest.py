@@ -22,6 +22,9 @@ SCHEMA_VERSION = 1
 
 Task = Literal["generate", "edit", "variation", "encode", "decode"]
 Sampler = Literal["euler", "euler-reference", "heun", "dpmpp-2m", "unipc"]
+Precision = Literal["fp32", "int8"]
+GraphName = Literal["encode", "decode", "prefill", "prefill_source", "velocity", "guide_velocity"]
+"""What an export consists of: `prefill` alone has no source; `guide_velocity` is autoguidance's."""
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
@@ -45,6 +48,55 @@ class BundleFile(BaseModel):
     path: str
     sha256: str
     bytes: int = Field(ge=0)
+
+
+class Parity(BaseModel):
+    """How an artifact compares with PyTorch on the same inputs.
+
+    max_error: largest difference over all outputs, batches and context lengths, divided by the
+    output's largest absolute value where that is above 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passed: bool
+    max_error: float
+    tolerance: float
+    batches: list[int]
+    context_lengths: list[int] = Field(default_factory=list, description="of the graphs with one")
+
+
+class Artifact(BaseModel):
+    """One graph as files of the bundle, the model first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph: GraphName
+    files: list[BundleFile] = Field(min_length=1)
+    parity: Parity
+
+
+class Export(BaseModel):
+    """A bundle's graphs for another runtime, and whether they draw the same pictures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runtime: Literal["onnx"] = "onnx"
+    precision: Precision
+    opset: int
+    weights_sha256: str = Field(description="of the weights that it was made from")
+    made_with: dict[str, str] = Field(description="versions of the programs that made it")
+    artifacts: list[Artifact]
+    picture_psnr_db: float | None = Field(
+        description="least of all pictures, against PyTorch's of the same seed"
+    )
+    min_picture_psnr_db: float = Field(description="what it had to reach")
+
+    @property
+    def passed(self) -> bool:
+        """Whether every graph and every picture came close enough."""
+        drawn = self.picture_psnr_db is None or self.picture_psnr_db >= self.min_picture_psnr_db
+        return drawn and all(artifact.parity.passed for artifact in self.artifacts)
 
 
 class Manifest(BaseModel):
@@ -93,6 +145,9 @@ class Manifest(BaseModel):
     )
     quality: dict[str, Any] = Field(default_factory=dict, description="measured by `evaluate`")
     files: list[BundleFile] = Field(default_factory=list)
+    exports: list[Export] = Field(
+        default_factory=list, description="made on this machine by `rpiae export`"
+    )
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -205,12 +260,17 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: names every file that is missing or altered.
     """
+    if problems := file_problems(directory, manifest.files):
+        raise BundleError(f"bundle {directory}: " + "; ".join(problems))
+
+
+def file_problems(directory: Path, files: Iterable[BundleFile]) -> list[str]:
+    """What is wrong with those files of a bundle, each in a few words; empty if nothing is."""
     problems = []
-    for file in manifest.files:
+    for file in files:
         path = directory / file.path
         if not path.is_file():
             problems.append(f"{file.path} is missing")
         elif path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
             problems.append(f"{file.path} differs from its SHA-256 in the manifest")
-    if problems:
-        raise BundleError(f"bundle {directory}: " + "; ".join(problems))
+    return problems

@@ -22,8 +22,9 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify(tokens: Tensor, patch: int, grid: Grid) -> Tensor:
     """Inverse of `patchify`: (B, rows * columns, p * p * C) -> (B, C, rows * p, columns * p)."""
     rows, columns = grid
-    x = tokens.reshape(len(tokens), rows, columns, patch, patch, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * patch, columns * patch)
+    batch = tokens.shape[0]  # len() would fix the batch of an exported graph
+    x = tokens.reshape(batch, rows, columns, patch, patch, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch, columns * patch)
 
 
 def rotary_table(

@@ -84,7 +84,7 @@ def _run_mae(model: Any, images: Tensor) -> Tensor:
     # MAE shuffles its patches by sorting noise; ascending noise leaves them in their order.
     size = model.config.patch_size
     num_patches = (images.shape[-2] // size) * (images.shape[-1] // size)
-    noise = torch.arange(num_patches, device=images.device).expand(len(images), -1)
+    noise = torch.arange(num_patches, device=images.device).expand(images.shape[0], -1)
     output = model(images, noise=noise, interpolate_pos_encoding=True)
     hidden: Tensor = output.last_hidden_state
     return hidden

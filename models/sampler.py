@@ -1,11 +1,11 @@
 """The denoising loop for offline use; the service's engine must give the same latents."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.context import Context, cat_contexts
 from models.manifest import Sampler
@@ -28,8 +28,9 @@ class AnyDenoiser(Protocol):
     @property
     def config(self) -> LatentSpace: ...
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights; all are on the device that it runs on."""
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
         ...
 
     def prefill(self, tokens: Tensor, source_latents: Tensor | None = None, /) -> Any:
@@ -118,7 +119,7 @@ def generate_latents(
             f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negatives)} negative prompts"
         )
     plan = options.plan(from_source=source_latents is not None)
-    device = next(iter(denoiser.parameters())).device
+    device = denoiser.device
     tokens, negative, empty = (
         tokenizer.encode(texts).to(device) for texts in (prompts, negatives, [""] * len(prompts))
     )

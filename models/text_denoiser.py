@@ -19,7 +19,7 @@ from models.image_expert import ImageExpertBlock
 from models.layers import RMSNorm, TimestepEmbedding, modulate
 from models.positions import patchify, rotary_table, unpatchify
 from models.text import NO_TOKEN, PAD_ID
-from models.text_context import TextContext
+from models.text_context import TextContext, trim_padding
 from models.text_expert import PromptEncoder, Qwen2Block, TextExpertBlock, sequence_table
 
 
@@ -169,6 +169,11 @@ class TextDenoiser(nn.Module):
         for layer in (self.to_modulation, self.final_modulation, self.to_velocity):
             nn.init.zeros_(layer.weight)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.position.device
+
     def freeze_text(self) -> None:
         """Stop training the text expert, but not how the image expert sees its keys."""
         for part in (self.words, self.prompt_encoder, self.text_blocks):
@@ -195,31 +200,42 @@ class TextDenoiser(nn.Module):
             raise ValueError(
                 f"{num_tokens} prompt tokens exceed max_prompt_tokens {config.max_prompt_tokens}"
             )
-        images = None
-        source = self.position.new_zeros(num_rows, config.num_image_tokens, config.width)
-        if source_latents is not None:
-            if tuple(source_latents.shape) != (num_rows, *config.latent_shape):
-                raise ValueError(
-                    f"source_latents must be {(num_rows, *config.latent_shape)}, "
-                    f"got {tuple(source_latents.shape)}"
-                )
-            source = self.embed_source(patchify(source_latents, config.patch_size))
-            images = source + self.position
+        if source_latents is not None and (
+            tuple(source_latents.shape) != (num_rows, *config.latent_shape)
+        ):
+            raise ValueError(
+                f"source_latents must be {(num_rows, *config.latent_shape)}, "
+                f"got {tuple(source_latents.shape)}"
+            )
         # Columns that are padding in every row cost nothing; the context is padded again below.
         # The meta device has no values, so there every column counts.
-        length = num_tokens
         if not prompt_tokens.is_meta:
-            length = max(1, int((prompt_tokens != config.pad_id).sum(1).max()))
-        text_mask = prompt_tokens[:, :length] != config.pad_id
-        keys, values = self._prefill_layers(prompt_tokens[:, :length], text_mask, images)
-        padding = config.max_prompt_tokens - length
-        missing = 0 if images is not None else config.num_image_tokens
-        mask = functional.pad(text_mask, (config.num_image_tokens, padding), value=False)
-        mask[:, : config.num_image_tokens] = images is not None
-        pads = (0, 0, missing, padding)  # the token axis is the last but one
-        return TextContext(functional.pad(keys, pads), functional.pad(values, pads), mask, source)
+            prompt_tokens = trim_padding(prompt_tokens, config.pad_id)
+        keys, values, source = self.see(prompt_tokens, source_latents)
+        return TextContext.padded(
+            keys,
+            values,
+            prompt_tokens != config.pad_id,
+            source,
+            source_shape=(config.num_image_tokens, config.width),
+            max_prompt_tokens=config.max_prompt_tokens,
+        )
 
-    def _prefill_layers(
+    def see(
+        self, prompt_tokens: Tensor, source_latents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (R, depth, H, [S +] T, D), and the source's embedding (R, S, W) or None.
+
+        What `prefill` computes, without the padding: of fixed shapes, so that it can be exported.
+        """
+        source = images = None
+        if source_latents is not None:
+            source = self.embed_source(patchify(source_latents, self.config.patch_size))
+            images = source + self.position
+        text_mask = prompt_tokens != self.config.pad_id
+        return *self._layers(prompt_tokens, text_mask, images), source
+
+    def _layers(
         self, prompt_tokens: Tensor, text_mask: Tensor, images: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (R, depth, H, [S +] length, D) of source tokens and prompt."""
@@ -236,7 +252,7 @@ class TextDenoiser(nn.Module):
         text_see = (causal & text_mask[:, None, :]) | own
         modulation = None
         if images is not None:
-            modulation = self._modulation(self.time(images.new_zeros(len(images))))
+            modulation = self._modulation(self.time(images.new_zeros(images.shape[0])))
             text_see = functional.pad(text_see, (images.shape[1], 0), value=True)
         keys, values = [], []
         for image_block, text_block in zip(self.image_blocks, self.text_blocks, strict=True):
@@ -257,8 +273,10 @@ class TextDenoiser(nn.Module):
         tokens = self.embed(patchify(x, config.patch_size)) + self.position + context.source
         time = self.time(t)
         modulation = self._modulation(time)
-        own = context.mask.new_ones(len(x), config.num_image_tokens)
-        mask = torch.cat([context.mask, own], dim=1)[:, None, None]  # (R, 1, 1, N + S)
+        own = context.mask.new_ones(x.shape[0], config.num_image_tokens)
+        # Not (R, 1, 1, N + S): onnxruntime's Attention takes one row for each query.
+        mask = torch.cat([context.mask, own], dim=1)[:, None, None]
+        mask = mask.expand(-1, -1, config.num_image_tokens, -1)  # (R, 1, S, N + S)
         # Unbound once: the gradient of an index per layer would fill the whole stack per layer.
         pasts = zip(context.keys.unbind(1), context.values.unbind(1), strict=True)
         for block, past in zip(self.image_blocks, pasts, strict=True):
