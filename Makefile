@@ -15,6 +15,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 VERSIONS := pyproject.toml constraints.txt
 
+PROMETHEUS := deploy/prometheus
+MANIFESTS := $(filter-out %/kustomization.yaml,$(wildcard deploy/k8s/base/*.yaml))
+# Debian's package `prometheus` has it. Without it its checks are left out, but not where CI is set.
+PROMTOOL := $(or $(CI),$(shell command -v promtool))
+
 # OpenMP threads that spin while they wait stall each other on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -31,6 +36,11 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/kubernetes-validate --strict --quiet $(MANIFESTS)
+	$(if $(PROMTOOL),promtool check config $(PROMETHEUS)/prometheus.yml $(PROMETHEUS)/kubernetes.yml)
+	$(if $(PROMTOOL),promtool test rules $(PROMETHEUS)/alerts_test.yml)
 
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.serving $(ARGS)
@@ -48,5 +58,5 @@ $(VENV)/.stamp-serve: $(VENV)/.stamp-torch $(VERSIONS)
 	touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(VERSIONS)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[train,export,dev]'
 	touch $(VENV)/.stamp-serve $@

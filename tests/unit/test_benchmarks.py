@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tokenizer, training
+from benchmarks import backends, tokenizer, training
+from benchmarks.backends_table import markdown as markdown_of_backends
 from benchmarks.readme import README, fill
 from benchmarks.samplers import RESULTS, markdown
 from export.dims import PublishedDims
@@ -29,6 +30,25 @@ def test_the_training_table_is_that_of_its_results() -> None:
     text = README.read_text(encoding="utf-8")
     report = json.loads(training.RESULTS.read_text(encoding="utf-8"))
     assert fill(text, "training", training.markdown(report)) == text
+
+
+def test_the_runtimes_table_is_that_of_its_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    report = json.loads(backends.RESULTS.read_text(encoding="utf-8"))
+    assert fill(text, "backends", markdown_of_backends(report)) == text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_runtimes_benchmark_runs_at_a_small_size(exported_bundle: Path) -> None:
+    report = backends.run(exported_bundle, threads=1, rounds=2, num_prompts=0)
+    calls = [(row["call"], row["batch"]) for row in report["rows"]]
+    assert calls == [(c, b) for c in ("step", "encode", "decode", "picture") for b in (1, 4, 16)]
+    assert all(seconds > 0 for row in report["rows"] for seconds in row["seconds"].values())
+    report["qualities"] = [{"side": "onnxruntime int8", "psnr_db": 41.27, "right": 0.905}]
+    table = markdown_of_backends(report)
+    assert "| step | 16 |" in table
+    assert "| onnxruntime int8 | 41.3 dB | 90.5% |" in table
 
 
 def test_the_tokenizers_benchmark_runs_at_a_small_size() -> None:
