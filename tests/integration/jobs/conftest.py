@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from redis.asyncio import Redis
 from service.jobs.connection import connect
 from service.jobs.job import Delivery, GenerateParams, Job
 from service.jobs.queue import JobQueue
+from tests.integration.jobs.servers import PROGRAMS, RedisProcess, find_program
 
 STATE_DEADLINE_S = 20
 
@@ -35,6 +38,18 @@ def make_job() -> Callable[..., Job]:
         return Job(**{**defaults, **fields})
 
     return make
+
+
+@pytest.fixture(params=PROGRAMS)
+def server(
+    request: pytest.FixtureRequest, require_tool: Callable[[str], str]
+) -> Iterator[RedisProcess]:
+    """A Redis of a test's own, to be stopped and filled."""
+    with TemporaryDirectory(prefix="rpiae-redis-") as folder:
+        running = RedisProcess(find_program(request.param, require_tool), Path(folder))
+        running.start()
+        yield running
+        running.kill()
 
 
 @pytest_asyncio.fixture

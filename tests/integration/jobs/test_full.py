@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
@@ -14,22 +13,11 @@ from service.errors import QueueUnavailable
 from service.jobs.connection import connect
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
-from tests.integration.jobs.servers import PROGRAMS, RedisProcess, find_program
+from tests.integration.jobs.servers import RedisProcess
 
 MakeJob = Callable[..., Job]
 
 AT_ONCE_S = 1.5  # below the time for which a broken connection is retried
-
-
-@pytest.fixture(params=PROGRAMS)
-def server(
-    request: pytest.FixtureRequest, require_tool: Callable[[str], str]
-) -> Iterator[RedisProcess]:
-    with TemporaryDirectory(prefix="rpiae-redis-") as folder:
-        running = RedisProcess(find_program(request.param, require_tool), Path(folder))
-        running.start()
-        yield running
-        running.kill()
 
 
 @pytest_asyncio.fixture

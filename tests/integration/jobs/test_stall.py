@@ -3,9 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
@@ -15,23 +13,12 @@ from service.errors import QueueUnavailable
 from service.jobs.connection import connect
 from service.jobs.job import Job
 from service.jobs.queue import JobQueue
-from tests.integration.jobs.servers import PROGRAMS, RedisProcess, find_program
+from tests.integration.jobs.servers import RedisProcess
 
 MakeJob = Callable[..., Job]
 
 TIMEOUT_S = 0.3
 LONGEST_CALL_S = 8  # connecting and calling: two seconds of repeats each, and their last attempts
-
-
-@pytest.fixture(params=PROGRAMS)
-def server(
-    request: pytest.FixtureRequest, require_tool: Callable[[str], str]
-) -> Iterator[RedisProcess]:
-    with TemporaryDirectory(prefix="rpiae-redis-") as folder:
-        running = RedisProcess(find_program(request.param, require_tool), Path(folder))
-        running.start()
-        yield running
-        running.kill()
 
 
 @pytest_asyncio.fixture
