@@ -159,7 +159,7 @@ class Leases(JobStore):
         stream = f"{self._root}:cancelled"
         with unavailable_as_service_error():
             if after is not None:
-                block_ms = min(to_ms(timeout_s), BLOCK_SLICE_MS)
+                block_ms = min(max(1, to_ms(timeout_s)), BLOCK_SLICE_MS)  # 0 would not end
                 read = await self._redis.xread({stream: after}, count=1, block=block_ms)
                 if not read:
                     return after

@@ -107,6 +107,8 @@ async def test_the_whole_queue_works_on_a_cluster(
 ) -> None:
     async with opened(cluster_url, queue_name) as queue:
         await queue.open()
+        place = await queue.await_cancellation(None, 1)
+        assert await queue.await_cancellation(place, 0.01) == place
         blocked = [asyncio.create_task(queue.take(f"w{i}", 1, 10_000)) for i in range(3)]
         jobs = [make_job(owner=str(i)) for i in range(3)]
         ids = tuple(job.id for job in jobs)
@@ -115,6 +117,7 @@ async def test_the_whole_queue_works_on_a_cluster(
         waits = [asyncio.create_task(queue.wait(job_id, 20)) for job_id in ids]
         for number, deliveries in enumerate(await asyncio.gather(*blocked)):
             worker, [delivery] = f"w{number}", deliveries
+            await queue.publish_progress({delivery.job.id: (1, 4)})
             await queue.publish(delivery.job.id, "preview", {"step": 1}, b"preview")
             assert await queue.renew(worker, [delivery]) == set()
             assert await queue.finish(worker, delivery, [delivery.job.id.encode()], {})
@@ -122,8 +125,10 @@ async def test_the_whole_queue_works_on_a_cluster(
         outcomes = await asyncio.gather(*waits)
         assert [outcome.outputs for outcome in outcomes] == [[job_id.encode()] for job_id in ids]
         events = [event async for event in queue.events(jobs[0].id)]
-        assert [event.kind for event in events] == ["queued", "started", "preview", "succeeded"]
-        assert events[2].blob == b"preview"
+        assert [event.kind for event in events] == [
+            "queued", "started", "progress", "preview", "succeeded",
+        ]  # fmt: skip
+        assert events[3].blob == b"preview"
         assert await queue.group("g") == group
         assert (await queue.depth())["interactive"].waiting == 0
         await queue.announce("w0", {"model": "stickers"}, 60)
