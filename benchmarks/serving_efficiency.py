@@ -5,6 +5,8 @@
 1. The same pictures by the engine alone in a loop, and over HTTP from a service that is saturated,
    in turns, with as many rows and one thread for the model. The worker has either the loop's core
    for all it does, or the model alone has it and the worker's other threads may go to other cores.
+   Cores that share hardware slow each other, and the service needs one beside the model's; so the
+   loop also runs while a service whose model does nothing keeps that one as busy.
 2. The time of a request for which the model does nothing (fake backend, one step).
 3. How many steps a job waits for its first one while others run, and how many pass between a
    cancellation and the first step of the job that was waiting for the rows.
@@ -36,6 +38,9 @@ RESULTS = Path(__file__).parent / "results" / "serving_efficiency.json"
 MAX_ROWS = 16
 STEPS = (10, 20, 30)
 OFFLINE = "the engine alone, in a loop"
+BESIDE = "the same loop, while a service without a model keeps the other core busy"
+NULL_STEP_S = 0.012  # with which that service, too, answers some 20 pictures in a second
+SETTLE_S = 0.5
 ONE_CORE = "over HTTP, saturated; all of the worker on the loop's core"
 ALL_CORES = "over HTTP, saturated; one thread for the model, the worker's others on any core"
 
@@ -100,6 +105,7 @@ def _run_engine(plan: Sequence[Planned]) -> float:
 
 async def measure_throughput(
     services: Mapping[str, RunningService],
+    null: RunningService,
     offline: OfflineLoop,
     manifest: Manifest,
     pictures: int,
@@ -107,12 +113,17 @@ async def measure_throughput(
 ) -> dict[str, Any]:
     """Images per second of all sides in each round, after one that does not count."""
     source = random.Random(11)
-    rates: dict[str, list[float]] = {side: [] for side in (OFFLINE, *services)}
+    rates: dict[str, list[float]] = {side: [] for side in (OFFLINE, BESIDE, *services)}
     for number in range(rounds + 1):
         # Other prompts in each round: the service remembers those it has read.
         times = [0.0] * pictures
         plan = plan_requests(times, STEPS, GENERATE_ONLY, source, pictures * number)
         seconds = {OFFLINE: await asyncio.to_thread(offline.run, plan)}
+        neighbour = asyncio.create_task(_keep_busy(null, manifest))
+        await asyncio.sleep(SETTLE_S)
+        seconds[BESIDE] = await asyncio.to_thread(offline.run, plan)
+        neighbour.cancel()
+        await asyncio.wait([neighbour])
         for side, service in services.items():
             async with LoadClient(service.url, manifest) as client:
                 seconds[side] = await client.saturate(plan, at_a_time=4 * MAX_ROWS)
@@ -123,9 +134,17 @@ async def measure_throughput(
     return {"pictures": pictures, "rates": rates}
 
 
-def ratios(rates: Mapping[str, Sequence[float]], side: str) -> list[float]:
-    """A service's rate as a share of the loop's, in each round."""
-    return [mine / loop for mine, loop in zip(rates[side], rates[OFFLINE], strict=True)]
+async def _keep_busy(service: RunningService, manifest: Manifest) -> None:
+    """Saturate a service until this is cancelled."""
+    plan = plan_requests([0.0] * 2 * MAX_ROWS, STEPS, GENERATE_ONLY, random.Random(12))
+    async with LoadClient(service.url, manifest) as client:
+        while True:
+            await client.saturate(plan, at_a_time=4 * MAX_ROWS)
+
+
+def ratios(rates: Mapping[str, Sequence[float]], side: str, loop: str) -> list[float]:
+    """A side's rate as a share of a loop's, in each round."""
+    return [mine / other for mine, other in zip(rates[side], rates[loop], strict=True)]
 
 
 def measure(bundle: Path, pictures: int, rounds: int) -> dict[str, Any]:
@@ -139,7 +158,15 @@ def measure(bundle: Path, pictures: int, rounds: int) -> dict[str, Any]:
             side: stack.enter_context(running_service(bundle, place, max_rows=MAX_ROWS))
             for side, place in places.items()
         }
-        throughput = asyncio.run(measure_throughput(services, offline, manifest, pictures, rounds))
+        beside = Cores(cores.others, cores.others)
+        null = stack.enter_context(
+            running_service(
+                bundle, beside, backend="fake", fake_step_s=NULL_STEP_S, max_rows=MAX_ROWS
+            )
+        )
+        throughput = asyncio.run(
+            measure_throughput(services, null, offline, manifest, pictures, rounds)
+        )
     with running_service(bundle, cores, backend="fake", max_rows=MAX_ROWS) as service:
         overhead = asyncio.run(measure_overhead(service, manifest))
     with running_service(bundle, cores, backend="fake", fake_step_s=STEP_S, max_rows=3) as service:
@@ -168,12 +195,11 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|",
         f"| {OFFLINE} | {statistics.median(rates[OFFLINE]):.1f} images/s |",
     ]
-    for side in (ONE_CORE, ALL_CORES):
-        found = ratios(rates, side)
-        lines.append(
-            f"| {side} | {statistics.median(rates[side]):.1f} images/s, "
-            f"**{statistics.median(found):.1%}** ({min(found):.1%} to {max(found):.1%}) |"
-        )
+    for side in (BESIDE, ONE_CORE, ALL_CORES):
+        shares = f"{_spread(ratios(rates, side, OFFLINE))} of the loop"
+        if side != BESIDE:
+            shares += f", {_spread(ratios(rates, side, BESIDE))} of the loop beside a busy core"
+        lines.append(f"| {side} | {statistics.median(rates[side]):.1f} images/s, {shares} |")
     lines += [
         f"| a request for which the model does nothing, median | "
         f"**{overhead['median_ms']:.1f} ms** |",
@@ -195,13 +221,18 @@ def markdown(report: dict[str, Any]) -> str:
     text = (
         f"Throughput: {throughput['pictures']} pictures of {wanted} steps with guidance, bundle "
         f"`{report['bundle']}`, at most {report['max_rows']} model rows at a time, "
-        f"{len(rates[OFFLINE])} rounds in turns, shares of the loop's rate as medians (lowest to "
-        f"highest); the loop writes no PNG files, the service does. Steps of "
+        f"{len(rates[OFFLINE])} rounds in turns, shares as medians (lowest to highest); "
+        f"the loop writes no PNG files, the service does. Steps of "
         f"{1000 * report['step_s']:.0f} ms are counted on the fake backend. {report['cores']}; "
         f"{machine['processor']}, torch {report['versions']['torch']}, revision "
         f"`{short_revision(report['revision'])}`."
     )
     return "\n".join(lines) + "\n\n" + textwrap.fill(text, 100, break_on_hyphens=False)
+
+
+def _spread(shares: Sequence[float]) -> str:
+    """Median, lowest and highest."""
+    return f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
 
 
 def main() -> None:
