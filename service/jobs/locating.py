@@ -6,6 +6,7 @@ with a single Redis. When the server is another one, commands fail (READONLY, MO
 connection), the connection is closed, and the next attempt connects to where the server is by then.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -62,8 +63,11 @@ class SentinelLocator:
             redis.exceptions.ConnectionError: no sentinel answers or knows a master that is up.
         """
         sentinel: Any = Sentinel(list(self._address.hosts), sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
-        async with sentinel:
+        try:
             host, port = await sentinel.discover_master(self._address.service)
+        finally:
+            # A caller that is cancelled must not leave connections behind.
+            await asyncio.shield(sentinel.aclose())
         return str(host), int(port)
 
     async def accepts(self, connection: Connection) -> bool:
