@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from service.errors import JobFailed, NotFound, Overloaded, QueueUnavailable
 from service.jobs.connection import connect
@@ -25,6 +25,15 @@ async def opened(url: str, name: str) -> AsyncIterator[JobQueue]:
     finally:
         await queue.close()
         await client.aclose()
+
+
+async def is_served(queue: JobQueue, make_job: MakeJob) -> bool:
+    """Whether a job that is put now gets its result."""
+    job = make_job()
+    with suppress(QueueUnavailable, Overloaded, JobFailed, NotFound):
+        await queue.put([job])
+        return (await queue.wait(job.id, OUTCOME_DEADLINE_S)).outputs != []
+    return False
 
 
 class Load:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,10 +12,9 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.errors import JobFailed, NotFound, Overloaded, QueueUnavailable
 from service.jobs.group import Group
 from service.jobs.job import Job
-from tests.integration.jobs.load import OUTCOME_DEADLINE_S, Load, opened
+from tests.integration.jobs.load import Load, is_served, opened
 from tests.integration.jobs.servers import (
     PROGRAMS,
     RedisProcess,
@@ -152,14 +151,7 @@ async def test_every_accepted_job_ends_when_the_queue_s_node_is_killed(
             await asyncio.sleep(0.5)
             nodes[HOME].kill()
 
-            async def serving() -> bool:
-                job = make_job()
-                with suppress(QueueUnavailable, Overloaded, JobFailed, NotFound):
-                    await queue.put([job])
-                    return (await queue.wait(job.id, OUTCOME_DEADLINE_S)).outputs != []
-                return False
-
-            await eventually(serving)
+            await eventually(partial(is_served, queue, make_job))
             await asyncio.sleep(0.2)
         finally:
             load.stop()

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,9 +12,8 @@ import pytest_asyncio
 import redis.exceptions
 from redis.asyncio import Redis
 
-from service.errors import JobFailed, NotFound, Overloaded, QueueUnavailable
 from service.jobs.job import Job
-from tests.integration.jobs.load import OUTCOME_DEADLINE_S, Load, opened
+from tests.integration.jobs.load import Load, is_served, opened
 from tests.integration.jobs.servers import (
     PROGRAMS,
     RedisProcess,
@@ -121,15 +120,8 @@ async def test_every_accepted_job_ends_when_another_server_becomes_the_master(
             async def replaced() -> bool:
                 return await deployment.master_port() != old_port
 
-            async def serving() -> bool:
-                job = make_job()
-                with suppress(QueueUnavailable, Overloaded, JobFailed, NotFound):
-                    await queue.put([job])
-                    return (await queue.wait(job.id, OUTCOME_DEADLINE_S)).outputs != []
-                return False
-
             await eventually(replaced)
-            await eventually(serving)
+            await eventually(partial(is_served, queue, make_job))
             await asyncio.sleep(0.2)
         finally:
             load.stop()
