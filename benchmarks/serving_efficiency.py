@@ -3,10 +3,9 @@
     python -m benchmarks.serving_efficiency [--pictures 96] [--rounds 5]
 
 1. The same pictures by the engine alone in a loop, and over HTTP from a service that is saturated,
-   in turns, with as many rows and one thread for the model. The worker has either the loop's core
-   for all it does, or the model alone has it and the worker's other threads may go to other cores.
-   Cores that share hardware slow each other, and the service needs one beside the model's; so the
-   loop also runs while a service whose model does nothing keeps that one as busy.
+   in turns, with as many rows and one thread for the model, on PyTorch and on onnxruntime. The
+   worker has either the loop's core for all it does, or the model alone has it and the worker's
+   other threads may go to other cores.
 2. The time of a request for which the model does nothing (fake backend, one step).
 3. How many steps a job waits for its first one while others run, and how many pass between a
    cancellation and the first step of the job that was waiting for the rows.
@@ -19,6 +18,7 @@ import multiprocessing
 import os
 import random
 import statistics
+import tempfile
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.backends import exported
 from benchmarks.readme import write_report, write_section
 from benchmarks.serving_load import GENERATE_ONLY, LoadClient, Planned, plan_requests
 from benchmarks.serving_processes import Cores, RunningService, running_service
@@ -36,11 +37,12 @@ from training.provenance import git_revision, hardware, short_revision, versions
 
 RESULTS = Path(__file__).parent / "results" / "serving_efficiency.json"
 MAX_ROWS = 16
-STEPS = (10, 20, 30)
+# Without a common divisor: pictures of 10, 20 and 30 steps that begin together, as they do in a
+# loop that has all of them at once, also end together, again and again, and share calls of prefill
+# and decode as pictures that come one by one never do.
+STEPS = (9, 14, 19, 23, 31)
+RUNTIMES = {"torch": "PyTorch", "onnxruntime": "onnxruntime"}
 OFFLINE = "the engine alone, in a loop"
-BESIDE = "the same loop, while a service without a model keeps the other core busy"
-NULL_STEP_S = 0.012  # with which that service, too, answers some 20 pictures in a second
-SETTLE_S = 0.5
 ONE_CORE = "over HTTP, saturated; all of the worker on the loop's core"
 ALL_CORES = "over HTTP, saturated; one thread for the model, the worker's others on any core"
 
@@ -48,9 +50,9 @@ ALL_CORES = "over HTTP, saturated; one thread for the model, the worker's others
 class OfflineLoop:
     """The engine in a process of its own, on the worker's core, without queue and HTTP."""
 
-    def __init__(self, bundle: Path, cores: Cores) -> None:
+    def __init__(self, bundle: Path, cores: Cores, runtime: str) -> None:
         self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _load_engine, (bundle, cores.worker)
+            1, multiprocessing.get_context("spawn"), _load_engine, (bundle, cores.worker, runtime)
         )
 
     def run(self, plan: Sequence[Planned]) -> float:
@@ -64,15 +66,18 @@ class OfflineLoop:
 _loaded: dict[str, Any] = {}  # of the offline process
 
 
-def _load_engine(bundle: Path, cores: frozenset[int]) -> None:
+def _load_engine(bundle: Path, cores: frozenset[int], runtime: str) -> None:
     os.sched_setaffinity(0, cores)
-    from service.backends.torch_backend import TorchBackend
     from service.engine.calibration import calibrate
+    from service.settings import load_settings
+    from service.worker_process import load_backend
 
-    backend = TorchBackend.load(bundle, threads=1, max_rows=MAX_ROWS)
+    settings = load_settings(bundle=bundle, backend=runtime, threads=1, max_rows=MAX_ROWS)
+    manifest = read_manifest(bundle)
+    backend = load_backend(settings, manifest)
     backend.warm_up((1,))
     _loaded["calibration"] = calibrate(backend, max_rows=MAX_ROWS)
-    _loaded["backend"], _loaded["manifest"] = backend, read_manifest(bundle)
+    _loaded["backend"], _loaded["manifest"] = backend, manifest
 
 
 def _run_engine(plan: Sequence[Planned]) -> float:
@@ -105,25 +110,19 @@ def _run_engine(plan: Sequence[Planned]) -> float:
 
 async def measure_throughput(
     services: Mapping[str, RunningService],
-    null: RunningService,
     offline: OfflineLoop,
     manifest: Manifest,
     pictures: int,
     rounds: int,
-) -> dict[str, Any]:
+) -> dict[str, list[float]]:
     """Images per second of all sides in each round, after one that does not count."""
     source = random.Random(11)
-    rates: dict[str, list[float]] = {side: [] for side in (OFFLINE, BESIDE, *services)}
+    rates: dict[str, list[float]] = {side: [] for side in (OFFLINE, *services)}
     for number in range(rounds + 1):
         # Other prompts in each round: the service remembers those it has read.
         times = [0.0] * pictures
         plan = plan_requests(times, STEPS, GENERATE_ONLY, source, pictures * number)
         seconds = {OFFLINE: await asyncio.to_thread(offline.run, plan)}
-        neighbour = asyncio.create_task(_keep_busy(null, manifest))
-        await asyncio.sleep(SETTLE_S)
-        seconds[BESIDE] = await asyncio.to_thread(offline.run, plan)
-        neighbour.cancel()
-        await asyncio.wait([neighbour])
         for side, service in services.items():
             async with LoadClient(service.url, manifest) as client:
                 seconds[side] = await client.saturate(plan, at_a_time=4 * MAX_ROWS)
@@ -131,42 +130,41 @@ async def measure_throughput(
             for side, rate in rates.items():
                 rate.append(pictures / seconds[side])
             print(", ".join(f"{side} {rate[-1]:.2f}/s" for side, rate in rates.items()), flush=True)
-    return {"pictures": pictures, "rates": rates}
+    return rates
 
 
-async def _keep_busy(service: RunningService, manifest: Manifest) -> None:
-    """Saturate a service until this is cancelled."""
-    plan = plan_requests([0.0] * 2 * MAX_ROWS, STEPS, GENERATE_ONLY, random.Random(12))
-    async with LoadClient(service.url, manifest) as client:
-        while True:
-            await client.saturate(plan, at_a_time=4 * MAX_ROWS)
+def measure_runtime(
+    runtime: str, bundle: Path, cores: Cores, pictures: int, rounds: int
+) -> dict[str, list[float]]:
+    """What `measure_throughput` returns, of one runtime."""
+    places = {ONE_CORE: cores, ALL_CORES: Cores(cores.worker | cores.others, cores.others)}
+    with ExitStack() as stack:
+        offline = OfflineLoop(bundle, cores, runtime)
+        stack.callback(offline.close)
+        services = {
+            side: stack.enter_context(
+                running_service(bundle, place, backend=runtime, max_rows=MAX_ROWS)
+            )
+            for side, place in places.items()
+        }
+        manifest = read_manifest(bundle)
+        return asyncio.run(measure_throughput(services, offline, manifest, pictures, rounds))
 
 
-def ratios(rates: Mapping[str, Sequence[float]], side: str, loop: str) -> list[float]:
-    """A side's rate as a share of a loop's, in each round."""
-    return [mine / other for mine, other in zip(rates[side], rates[loop], strict=True)]
+def shares(rates: Mapping[str, Sequence[float]], side: str) -> list[float]:
+    """A side's rate as a share of the loop's, in each round."""
+    return [mine / loop for mine, loop in zip(rates[side], rates[OFFLINE], strict=True)]
 
 
 def measure(bundle: Path, pictures: int, rounds: int) -> dict[str, Any]:
     """The report of all three parts."""
     manifest, cores = read_manifest(bundle), Cores.split()
-    offline = OfflineLoop(bundle, cores)
-    places = {ONE_CORE: cores, ALL_CORES: Cores(cores.worker | cores.others, cores.others)}
-    with ExitStack() as stack:
-        stack.callback(offline.close)
-        services = {
-            side: stack.enter_context(running_service(bundle, place, max_rows=MAX_ROWS))
-            for side, place in places.items()
+    with tempfile.TemporaryDirectory(prefix="rpiae-efficiency-") as folder:
+        where = exported(bundle, Path(folder))
+        rates = {
+            runtime: measure_runtime(runtime, where, cores, pictures, rounds)
+            for runtime in RUNTIMES
         }
-        beside = Cores(cores.others, cores.others)
-        null = stack.enter_context(
-            running_service(
-                bundle, beside, backend="fake", fake_step_s=NULL_STEP_S, max_rows=MAX_ROWS
-            )
-        )
-        throughput = asyncio.run(
-            measure_throughput(services, null, offline, manifest, pictures, rounds)
-        )
     with running_service(bundle, cores, backend="fake", max_rows=MAX_ROWS) as service:
         overhead = asyncio.run(measure_overhead(service, manifest))
     with running_service(bundle, cores, backend="fake", fake_step_s=STEP_S, max_rows=3) as service:
@@ -180,7 +178,7 @@ def measure(bundle: Path, pictures: int, rounds: int) -> dict[str, Any]:
         "steps": STEPS,
         "max_rows": MAX_ROWS,
         "step_s": STEP_S,
-        "throughput": throughput,
+        "throughput": {"pictures": pictures, "rates": rates},
         "overhead": overhead,
         "waits": waits,
     }
@@ -189,17 +187,14 @@ def measure(bundle: Path, pictures: int, rounds: int) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     """What stands in the README."""
     throughput, overhead = report["throughput"], report["overhead"]
-    rates = throughput["rates"]
-    lines = [
-        "| what | measured |",
-        "|---|---|",
-        f"| {OFFLINE} | {statistics.median(rates[OFFLINE]):.1f} images/s |",
-    ]
-    for side in (BESIDE, ONE_CORE, ALL_CORES):
-        shares = f"{_spread(ratios(rates, side, OFFLINE))} of the loop"
-        if side != BESIDE:
-            shares += f", {_spread(ratios(rates, side, BESIDE))} of the loop beside a busy core"
-        lines.append(f"| {side} | {statistics.median(rates[side]):.1f} images/s, {shares} |")
+    lines = ["| what | measured |", "|---|---|"]
+    for runtime, rates in throughput["rates"].items():
+        title = RUNTIMES[runtime]
+        rate = statistics.median(rates[OFFLINE])
+        lines.append(f"| {title}: {OFFLINE} | {rate:.1f} images/s |")
+        for side in (ONE_CORE, ALL_CORES):
+            share, rate = _spread(shares(rates, side)), statistics.median(rates[side])
+            lines.append(f"| {title}: {side} | {rate:.1f} images/s, {share} of the loop |")
     lines += [
         f"| a request for which the model does nothing, median | "
         f"**{overhead['median_ms']:.1f} ms** |",
@@ -218,10 +213,11 @@ def markdown(report: dict[str, Any]) -> str:
         )
     machine = report["hardware"]
     wanted = " or ".join(map(str, report["steps"]))
+    num_rounds = len(throughput["rates"]["torch"][OFFLINE])
     text = (
         f"Throughput: {throughput['pictures']} pictures of {wanted} steps with guidance, bundle "
         f"`{report['bundle']}`, at most {report['max_rows']} model rows at a time, "
-        f"{len(rates[OFFLINE])} rounds in turns, shares as medians (lowest to highest); "
+        f"{num_rounds} rounds in turns, shares as medians (lowest to highest); "
         f"the loop writes no PNG files, the service does. Steps of "
         f"{1000 * report['step_s']:.0f} ms are counted on the fake backend. {report['cores']}; "
         f"{machine['processor']}, torch {report['versions']['torch']}, revision "
@@ -230,9 +226,9 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + textwrap.fill(text, 100, break_on_hyphens=False)
 
 
-def _spread(shares: Sequence[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Median, lowest and highest."""
-    return f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+    return f"{statistics.median(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 
 def main() -> None:

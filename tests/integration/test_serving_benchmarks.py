@@ -47,7 +47,7 @@ async def test_a_plan_is_replayed_on_a_service_of_each_policy(
 
 
 def test_the_offline_loop_makes_every_picture(tiny_bundle: Path) -> None:
-    serving_efficiency._load_engine(tiny_bundle, frozenset(os.sched_getaffinity(0)))
+    serving_efficiency._load_engine(tiny_bundle, frozenset(os.sched_getaffinity(0)), "torch")
     plan = plan_requests([0.0] * 5, (2, 5), {"generate": 1.0}, random.Random(1))
     started = time.perf_counter()
     assert 0 < serving_efficiency._run_engine(plan) <= time.perf_counter() - started
