@@ -76,46 +76,95 @@ def export_command(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write ONNX graphs, for onnxruntime and others.")
     ] = False,
+    tensorrt: Annotated[
+        bool,
+        typer.Option("--tensorrt", help="Build engines of the ONNX graphs, for this GPU alone."),
+    ] = False,
     precision: Annotated[
-        Literal["fp32", "int8"],
-        typer.Option(help="int8: faster on a CPU, but it draws other pictures than fp32."),
+        Literal["fp32", "fp16", "bf16", "int8"],
+        typer.Option(
+            help="fp16, bf16: half the size, for GPUs; bf16 for TensorRT alone. int8: faster on a "
+            "CPU. All three draw slightly other pictures than fp32."
+        ),
     ] = "fp32",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: as many as torch takes.")
     ] = None,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Of the largest batch that engines take in one run.")
+    ] = 32,
+    workspace_gib: Annotated[
+        float, typer.Option(min=0.125, help="GPU memory for each kernel of an engine, in GiB.")
+    ] = 8.0,
+    print_trtexec: Annotated[
+        bool,
+        typer.Option(
+            "--print-trtexec",
+            help="With --tensorrt: build nothing, print the commands of NVIDIA's trtexec instead.",
+        ),
+    ] = False,
 ) -> None:
     """Turn a bundle into files for other runtimes, inside the bundle.
 
     Each graph is compared with PyTorch, and so are pictures. The result is written into the
     bundle's manifest; only what passed is served.
     """
-    from models.manifest import BundleError
-
-    if not onnx:
-        typer.echo("error: say what to export to: --onnx", err=True)
-        raise typer.Exit(_USAGE_ERROR)
-    missing = [name for name in _EXPORT_PACKAGES if find_spec(name) is None]
-    if missing:
-        typer.echo(
-            f"error: {', '.join(missing)} not installed: pip install -c constraints.txt -e "
-            "'.[export]'",
-            err=True,
-        )
-        raise typer.Exit(_USAGE_ERROR)
+    _check_request(onnx=onnx, tensorrt=tensorrt, precision=precision, print_trtexec=print_trtexec)
     import torch
 
     from export.onnx_export import export_onnx
     from export.onnx_files import ExportError
+    from export.tensorrt_export import export_tensorrt, trtexec_lines
     from models.exports import describe_parity
+    from models.manifest import BundleError, Export
 
     if threads is not None:
         torch.set_num_threads(threads)
+    made: dict[str, Export] = {}
     try:
-        made = export_onnx(bundle, precision, typer.echo)
+        if onnx:
+            made[f"onnx/{precision}"] = export_onnx(bundle, precision, typer.echo)
+        if tensorrt and print_trtexec:
+            for line in trtexec_lines(
+                bundle,
+                precision,
+                _echo_aside,
+                max_rows=max_rows,
+                workspace_gib=workspace_gib,
+            ):
+                typer.echo(line)
+        elif tensorrt:
+            made[f"engines, {precision}"] = export_tensorrt(
+                bundle, precision, typer.echo, max_rows=max_rows, workspace_gib=workspace_gib
+            )
     except (BundleError, ExportError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_USAGE_ERROR) from None
-    if not made.passed:
-        typer.echo(f"error: it is not served: {describe_parity(made)}", err=True)
-        raise typer.Exit(_NOT_PASSED)
-    typer.echo(f"{bundle}/onnx/{precision}: passed")
+    for name, export in made.items():
+        if not export.passed:
+            typer.echo(f"error: {name}: it is not served: {describe_parity(export)}", err=True)
+            raise typer.Exit(_NOT_PASSED)
+        typer.echo(f"{bundle}/{name}: passed")
+
+
+def _check_request(*, onnx: bool, tensorrt: bool, precision: str, print_trtexec: bool) -> None:
+    """End with a message unless that can be made, as far as options and packages tell."""
+    problem = None
+    missing = [name for name in _EXPORT_PACKAGES if find_spec(name) is None]
+    if not onnx and not tensorrt:
+        problem = "say what to export to: --onnx, --tensorrt or both"
+    elif print_trtexec and not tensorrt:
+        problem = "--print-trtexec needs --tensorrt"
+    elif tensorrt and precision == "int8":
+        problem = "int8 is for onnxruntime alone: take --precision fp16, bf16 or fp32"
+    elif missing:
+        problem = (
+            f"{', '.join(missing)} not installed: pip install -c constraints.txt -e '.[export]'"
+        )
+    if problem is not None:
+        typer.echo(f"error: {problem}", err=True)
+        raise typer.Exit(_USAGE_ERROR)
+
+
+def _echo_aside(text: str) -> None:
+    typer.echo(text, err=True)

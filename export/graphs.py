@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.autoencoder import RPiAE
 from models.bundle import Bundle
 from models.class_denoiser import ClassDenoiser
+from models.encoder import resize_images
 from models.manifest import GraphName
 from models.text_context import TextContext
 from models.text_denoiser import TextDenoiser
@@ -64,11 +65,24 @@ class Graph:
 
 
 class _Encode(nn.Module):
+    """An encoder that sees another size than the picture's stretches it by two matrix products:
+    the same as bicubic interpolation, for which TensorRT has no operator.
+    """
+
+    stretch: Tensor | None
+
     def __init__(self, autoencoder: RPiAE) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        side, seen = autoencoder.config.image_size, autoencoder.config.encoder.image_size
+        stretch = None
+        if side != seen:
+            stretch = resize_images(torch.eye(side).expand(1, 3, -1, -1), (seen, side))[0, 0]
+        self.register_buffer("stretch", stretch, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.stretch is not None:
+            images = self.stretch @ images @ self.stretch.T
         posterior = self.autoencoder.encode(images).latent_dist
         return posterior.mean, posterior.logvar
 

@@ -1,4 +1,4 @@
-"""A graph as an ONNX file: traced, written and checked."""
+"""A graph as an ONNX file: traced or changed, written and checked."""
 
 import logging
 import warnings
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import ModelProto, TypeProto
 from onnx.checker import check_model
 from onnx.shape_inference import infer_shapes_path
 from torch.export import Dim
@@ -68,20 +69,51 @@ def write_graph(graph: Graph, path: Path, *, max_inside_bytes: int = _MAX_INSIDE
     _check(graph, path)
 
 
+def save_graph(model: ModelProto, path: Path) -> None:
+    """Write a changed graph, large weights in `<path>.data`.
+
+    Raises:
+        ExportError: it does not stand ONNX's checker or strict shape inference.
+    """
+    num_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=num_bytes > _MAX_INSIDE_BYTES,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+    )
+    _check_valid(path)
+
+
+def inferred_values(path: Path) -> dict[str, TypeProto.Tensor]:
+    """Type and shape of every tensor of a graph but its weights, however large the file is."""
+    with_types = path.with_name(path.name + ".types")
+    infer_shapes_path(path, with_types, check_type=True, strict_mode=True)
+    graph = onnx.load(with_types, load_external_data=False).graph
+    with_types.unlink()
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name: value.type.tensor_type for value in values}
+
+
 def graph_paths(path: Path) -> list[Path]:
     """The files of a graph that was written as `path`."""
     data = path.with_name(path.name + ".data")
     return [path, data] if data.exists() else [path]
 
 
-def _check(graph: Graph, path: Path) -> None:
+def _check_valid(path: Path) -> None:
     try:
         check_model(path, full_check=True)
         with_shapes = path.with_name(path.name + ".shapes")
         infer_shapes_path(path, with_shapes, check_type=True, strict_mode=True)
         with_shapes.unlink()
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{graph.name}: the exported file is not valid: {error}") from error
+        raise ExportError(f"{path.stem}: the exported file is not valid: {error}") from error
+
+
+def _check(graph: Graph, path: Path) -> None:
+    _check_valid(path)
     model = onnx.load(path, load_external_data=False)
     foreign = {node.op_type for node in model.graph.node if node.domain not in _DOMAINS}
     if foreign or model.functions:

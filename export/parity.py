@@ -16,6 +16,7 @@ from models.manifest import Manifest, Parity
 from models.onnx_model import OnnxModel
 from models.onnx_session import GraphSession
 from models.sampler import AnyDenoiser, SamplingOptions, generate_latents
+from models.sessions import Session
 from models.text import SPECIAL_TOKENS, PromptTokenizer
 
 BATCHES = (1, 3, 16)
@@ -47,19 +48,27 @@ def compare_graph(
     Of more than 64 lengths as many are taken, the shortest and the longest among them.
     """
     session = GraphSession(path, threads=torch.get_num_threads())
+    return compare_session(graph, session, tolerance, batches)
+
+
+def compare_session(
+    graph: Graph, session: Session, tolerance: float, batches: Sequence[int] = BATCHES
+) -> Parity:
+    """`compare_graph` with a graph that is loaded; the module runs where its weights are."""
+    device = next(graph.module.parameters()).device
     lengths = _lengths(graph.max_length)
     worst = 0.0
     for rows in batches:
         for length in lengths or (0,):
             inputs = graph.sample(rows, length)
             with torch.inference_mode():
-                expected: Any = graph.module(*inputs)
+                expected: Any = graph.module(*(tensor.to(device) for tensor in inputs))
             if isinstance(expected, Tensor):
                 expected = (expected,)
             named = dict(zip(graph.inputs, inputs, strict=True))
             found = session.run(named, [output.shape for output in expected])
             for ours, theirs in zip(expected, found, strict=True):
-                worst = max(worst, _error(ours, theirs))
+                worst = max(worst, _error(ours, theirs.to(device)))
     return Parity(
         passed=worst <= tolerance,
         max_error=worst,
@@ -91,7 +100,7 @@ def picture_psnr(bundle: Bundle, model: OnnxModel) -> float | None:
     )
     expected = _pictures(ours, bundle.manifest, bundle.tokenizer)
     found = _pictures(theirs, bundle.manifest, bundle.tokenizer)
-    return min(_psnr(a, b) for a, b in zip(expected, found, strict=True))
+    return min(_psnr(a.cpu(), b.cpu()) for a, b in zip(expected, found, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export.onnx_files import save_graph
 from models.manifest import GraphName
 
 QUANTIZED: frozenset[GraphName] = frozenset({"decode", "velocity", "guide_velocity"})
@@ -46,7 +47,7 @@ def quantize_graph(source: Path, path: Path) -> int:
     for tensor in list(model.graph.initializer):
         if tensor.name not in used:
             model.graph.initializer.remove(tensor)
-    _save(model, path)
+    save_graph(model, path)
     return len(chosen)
 
 
@@ -98,12 +99,3 @@ def _product(node: NodeProto) -> list[NodeProto]:
         make("Mul", [own("float"), f"{weight}_scale"], own("unscaled")),
         make("Mul", [own("unscaled"), own("step")], out),
     ]
-
-
-def _save(model: ModelProto, path: Path) -> None:
-    large = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF // 2
-    onnx.save(
-        model, path, save_as_external_data=large, all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-    )  # fmt: skip
-    onnx.checker.check_model(path, full_check=True)

@@ -43,7 +43,22 @@ def weights_digest(manifest: Manifest) -> str:
 
 
 def usable_export(directory: Path, manifest: Manifest, precision: Precision) -> Export:
-    """The export of that precision, once it is known to be whole and proven.
+    """The export of that precision, once it is known to be whole and proven in onnxruntime.
+
+    Raises:
+        BundleError: see `proven_export`; or it was proven for TensorRT alone.
+    """
+    export = proven_export(directory, manifest, precision)
+    if export.proven_by != "onnxruntime":
+        raise BundleError(
+            f"bundle {directory}: onnxruntime on a CPU has no {precision}, so its {precision} "
+            "export is for TensorRT's engines alone: take fp32 or fp16"
+        )
+    return export
+
+
+def proven_export(directory: Path, manifest: Manifest, precision: Precision) -> Export:
+    """The export of that precision, once it is known to be whole and proven by anything.
 
     Raises:
         BundleError: there is none, it is of other weights, it did not pass parity, or its files

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 Task = Literal["generate", "edit", "variation", "encode", "decode"]
 Sampler = Literal["euler", "euler-reference", "heun", "dpmpp-2m", "unipc"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 GraphName = Literal["encode", "decode", "prefill", "prefill_source", "velocity", "guide_velocity"]
 """What an export consists of: `prefill` alone has no source; `guide_velocity` is autoguidance's."""
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -76,13 +76,28 @@ class Artifact(BaseModel):
     parity: Parity
 
 
+class EngineTarget(BaseModel):
+    """The only GPU model and TensorRT version that an engine runs on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+
+
 class Export(BaseModel):
     """A bundle's graphs for another runtime, and whether they draw the same pictures."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    runtime: Literal["onnx"] = "onnx"
+    runtime: Literal["onnx", "tensorrt"] = "onnx"
+    target: EngineTarget | None = Field(default=None, description="of TensorRT's engines")
     precision: Precision
+    proven_by: Literal["onnxruntime", "onnxruntime-rounded", "tensorrt"] = Field(
+        default="onnxruntime",
+        description="what ran the graphs; rounded: in fp32, every value rounded to the precision",
+    )
     opset: int
     weights_sha256: str = Field(description="of the weights that it was made from")
     made_with: dict[str, str] = Field(description="versions of the programs that made it")
@@ -104,11 +119,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, description="another one is refused")
     name: str = Field(pattern=_NAME)
     description: str = ""
     licence: str = "Apache-2.0"
-    tasks: list[Task] = Field(min_length=1)
+    tasks: list[Task] = Field(min_length=1, description="others are refused")
     image_size: tuple[int, int] = Field(description="height, width")
     latent_shape: tuple[int, int, int] = Field(description="channels, height, width")
     other_sizes: bool = Field(
@@ -117,12 +132,12 @@ class Manifest(BaseModel):
     )
     latents_mean: list[float] = Field(description="one value, or one per channel")
     latents_std: list[float] = Field(description="one value, or one per channel")
-    timestep_shift: float = Field(ge=1)
-    default_steps: int = Field(default=20, ge=1)
-    max_steps: int = Field(default=100, ge=1)
-    default_guidance_scale: float = Field(default=1.0, ge=0)
-    default_image_guidance_scale: float = Field(default=1.0, ge=0)
-    sampler: Sampler = "euler"
+    timestep_shift: float = Field(ge=1, description="moves the sampler's times towards noise")
+    default_steps: int = Field(default=20, ge=1, description="where a request says nothing")
+    max_steps: int = Field(default=100, ge=1, description="more are refused")
+    default_guidance_scale: float = Field(default=1.0, ge=0, description="1 is off")
+    default_image_guidance_scale: float = Field(default=1.0, ge=0, description="1 is off")
+    sampler: Sampler = Field(default="euler", description="where a request names none")
     guidance: Literal["classifier-free", "autoguidance"] = Field(
         default="classifier-free",
         description="what guidance starts from: the model without its prompt, or a weaker model",
@@ -130,24 +145,25 @@ class Manifest(BaseModel):
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="t between which guidance acts; 1 is noise"
     )
-    max_prompt_tokens: int = Field(default=32, ge=1)
-    vocabulary_file: str | None = None
+    max_prompt_tokens: int = Field(default=32, ge=1, description="what is beyond is cut off")
+    vocabulary_file: str | None = Field(default=None, description="of a small text expert")
     tokenizer_file: str | None = Field(
         default=None, description="of a pretrained text expert, instead of a vocabulary"
     )
-    class_names: list[str] | None = None
+    class_names: list[str] | None = Field(default=None, description="of a model of classes")
     model: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="module name -> its config's fields"
     )
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict, description="how it was trained")
     draws: dict[str, Any] = Field(
         default_factory=dict, description="what the model was trained to draw"
     )
     quality: dict[str, Any] = Field(default_factory=dict, description="measured by `evaluate`")
-    files: list[BundleFile] = Field(default_factory=list)
+    files: list[BundleFile] = Field(default_factory=list, description="all but the exports'")
     exports: list[Export] = Field(
         default_factory=list, description="made on this machine by `rpiae export`"
     )
+    engines: list[Export] = Field(default_factory=list, description="TensorRT's, of the exports")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:

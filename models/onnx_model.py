@@ -1,10 +1,10 @@
-"""An export as a model: the calls of `RPiAE`, `TextDenoiser` and `ClassDenoiser` in onnxruntime.
+"""An export as a model: the calls of `RPiAE`, `TextDenoiser` and `ClassDenoiser` in a runtime.
 
 B images, R rows, C latent channels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,12 +15,12 @@ from models.bridge import Posterior
 from models.bundle import denoiser_config
 from models.class_denoiser import ClassContext, ClassDenoiserConfig, class_context
 from models.exports import export_files
-from models.manifest import Export, GraphName, Manifest
-from models.onnx_session import GraphSession
+from models.manifest import Export, GraphName, Manifest, Precision
+from models.sessions import Session
 from models.text_context import TextContext, trim_padding
 from models.text_denoiser import TextDenoiserConfig
 
-Sessions: TypeAlias = Mapping[GraphName, GraphSession]
+Sessions: TypeAlias = Mapping[GraphName, Session]
 
 
 class OnnxTextDenoiser:
@@ -79,7 +79,7 @@ class OnnxTextDenoiser:
 class OnnxClassDenoiser:
     """`ClassDenoiser`'s calls."""
 
-    def __init__(self, config: ClassDenoiserConfig, velocity: GraphSession) -> None:
+    def __init__(self, config: ClassDenoiserConfig, velocity: Session) -> None:
         self.config = config
         self._velocity = velocity
 
@@ -122,21 +122,55 @@ class OnnxModel:
         return self.sessions["decode"].run({"latents": latents}, (shape,))[0]
 
 
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """What onnxruntime's TensorRT provider builds its engines for, when a session is loaded.
+
+    max_rows: of a batch; lengths: the largest of the graphs' other axes, by their names; cache:
+    folder for engines and timings; without one they are built anew at each start.
+    """
+
+    max_rows: int
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    cache: Path | None = None
+
+
 def load_export(
-    directory: Path, manifest: Manifest, export: Export, *, device: str = "cpu", threads: int = 1
+    directory: Path,
+    manifest: Manifest,
+    export: Export,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    tensorrt: TensorRTOptions | None = None,
 ) -> OnnxModel:
-    """Load an export's graphs as they are; `usable_export` says whether they should be.
+    """Load an export's graphs into onnxruntime; `usable_export` says whether they should be.
+
+    Args:
+        threads: of the CPU, for each graph.
+        tensorrt: run them on onnxruntime's TensorRT provider.
 
     Raises:
         BundleError: a file is no graph, the device is missing, or the denoiser's config is wrong.
     """
+    from models.onnx_session import GraphSession  # other runtimes go without onnxruntime
+
     sessions = {
         artifact.graph: GraphSession(
-            directory / artifact.files[0].path, device=device, threads=threads
+            directory / artifact.files[0].path, device=device, threads=threads, tensorrt=tensorrt
         )
         for artifact in export.artifacts
     }
-    num_bytes = sum(file.bytes for file in export_files(export))
+    return assemble(manifest, sessions, sum(file.bytes for file in export_files(export)))
+
+
+def assemble(manifest: Manifest, sessions: Sessions, num_bytes: int) -> OnnxModel:
+    """The model that loaded graphs make up; num_bytes: memory that they hold.
+
+    Raises:
+        BundleError: the denoiser's config is wrong.
+    """
     denoiser: OnnxDenoiser | None = None
     guide = None
     if "velocity" in sessions:

@@ -4,8 +4,9 @@ Tensors are bound by address: nothing is copied between the two libraries.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -13,46 +14,81 @@ import torch
 from torch import Tensor
 
 from models.manifest import BundleError
+from models.onnx_model import TensorRTOptions
+from models.onnx_providers import providers_for
+from models.sessions import GraphError
 
 _FATAL = 4  # errors are raised; logged as well they would be seen twice
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 _TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 onnxruntime.disable_telemetry_events()  # a service tells nobody but its own operator
 
 
-class GraphError(RuntimeError):
-    """onnxruntime could not run a graph."""
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Options that change how fast a graph runs, and nothing else; the defaults are those that
+    benchmarks/onnx_options.py measured.
+
+    spinning: threads that wait for work keep their cores busy, which stalls other processes;
+    memory_pattern: memory of a call is planned from the one before of the same shapes.
+    """
+
+    optimisation: Literal["all", "extended", "basic", "off"] = "all"
+    spinning: bool = False
+    arena: bool = True
+    memory_pattern: bool = True
+    prepacking: bool = True
+
+    def options(self, threads: int) -> onnxruntime.SessionOptions:
+        """As onnxruntime takes them; threads: of the CPU, inside an operation."""
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = _LEVELS[self.optimisation]
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL
+        options.enable_cpu_mem_arena = self.arena
+        options.enable_mem_pattern = self.memory_pattern
+        entries = {
+            "session.intra_op.allow_spinning": self.spinning,
+            "session.disable_prepacking": not self.prepacking,
+        }
+        for name, value in entries.items():
+            options.add_session_config_entry(name, str(int(value)))
+        return options
 
 
 class GraphSession:
     """A loaded graph; called from one thread at a time."""
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int = 1) -> None:
-        """`threads`: of the CPU, for this graph.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        tensorrt: TensorRTOptions | None = None,
+        tuning: Tuning | None = None,
+    ) -> None:
+        """`threads`: of the CPU, for this graph; `tensorrt`: run it on that provider.
 
         Raises:
             BundleError: the file is no graph that this onnxruntime runs, or it lacks the device.
         """
         self.device = torch.device(device)
-        provider: Any = _PROVIDERS[self.device.type]
-        # Without a GPU that works, onnxruntime goes on with the CPU instead.
-        if provider not in onnxruntime.get_available_providers():
-            raise BundleError(f"this onnxruntime has no {provider}: install onnxruntime-gpu")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL
-        # Threads that spin while they wait stall those of other processes on a busy machine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self.device.type == "cuda":
-            provider = (provider, {"device_id": self.device.index or 0})
+        providers = providers_for(path, self.device, tensorrt)
+        options = (tuning or Tuning()).options(threads)
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no other base
             raise BundleError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
-        if self._session.get_providers()[0] != _PROVIDERS[self.device.type]:
-            raise BundleError(f"onnxruntime could not start {_PROVIDERS[self.device.type]}")
+        if self._session.get_providers()[0] != providers[0][0]:
+            raise BundleError(f"onnxruntime could not start {providers[0][0]}")
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(

@@ -240,7 +240,9 @@ class TextDenoiser(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (R, depth, H, [S +] length, D) of source tokens and prompt."""
         length = prompt_tokens.shape[1]
-        text, table = self.words(prompt_tokens.clamp(min=0)), self.text_table
+        # Neither a clamp of integers nor a pad of booleans, here and below: TensorRT has none.
+        text = self.words(torch.where(text_mask, prompt_tokens, 0))
+        table = self.text_table
         if self.word_position is not None:
             text = text + self.word_position[:length]
         if table is not None:
@@ -253,7 +255,8 @@ class TextDenoiser(nn.Module):
         modulation = None
         if images is not None:
             modulation = self._modulation(self.time(images.new_zeros(images.shape[0])))
-            text_see = functional.pad(text_see, (images.shape[1], 0), value=True)
+            source_see = text_see.new_ones(*text_see.shape[:2], images.shape[1])
+            text_see = torch.cat([source_see, text_see], dim=-1)
         keys, values = [], []
         for image_block, text_block in zip(self.image_blocks, self.text_blocks, strict=True):
             assert isinstance(image_block, ImageExpertBlock)

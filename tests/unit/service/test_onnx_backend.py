@@ -11,15 +11,16 @@ from torch import Tensor
 from models.manifest import BundleError, Precision, read_manifest
 from models.onnx_session import GraphError, GraphSession
 from models.text_context import TextContext
-from service import worker_process
-from service.backends.base import Backend
+from service import loading
+from service.backends.base import Backend, Cost
 from service.backends.onnx_backend import OnnxBackend
 from service.backends.torch_backend import TorchBackend
 from service.engine.engine import Engine
 from service.engine.work import Finished, PictureWork
 from service.errors import BackendError, OutOfMemory
+from service.loading import load_backend
+from service.log import configure_logging
 from service.settings import Settings, SettingsError, load_settings
-from service.worker_process import load_backend
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # the fixtures export bundles
 
@@ -158,12 +159,18 @@ def test_errors_of_the_runtime_become_ours(
 
 def chosen(directory: Path, **fields: object) -> str:
     settings: Settings = load_settings(bundle=directory, threads=1, **fields)
-    return load_backend(settings, read_manifest(directory)).name
+    return load_backend(settings, directory, read_manifest(directory)).backend.name
 
 
-def test_what_is_chosen(tiny_bundle: Path, exported_bundle: Path) -> None:
+def test_what_is_chosen(
+    tiny_bundle: Path, exported_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert chosen(tiny_bundle) == "torch"
-    assert chosen(exported_bundle) == "onnxruntime"
+    for seconds, fastest in ((1e-9, "onnxruntime"), (1e3, "torch")):
+        with monkeypatch.context() as patch:
+            cost = Cost(seconds)
+            patch.setattr(OnnxBackend, "measure", lambda *_, cost=cost: cost)
+            assert chosen(exported_bundle) == fastest
     assert chosen(exported_bundle, backend="torch") == "torch"
     assert chosen(exported_bundle, backend="onnxruntime", precision="int8") == "onnxruntime-int8"
     with pytest.raises(BundleError, match="has no fp32 export; `rpiae export"):
@@ -176,7 +183,7 @@ def test_a_damaged_export_falls_back_and_says_so(
     directory = tmp_path / "tiny"
     shutil.copytree(exported_bundle, directory)
     (directory / "onnx" / "fp32" / "decode.onnx").write_bytes(b"damaged")
-    worker_process.configure_logging("info")
+    configure_logging("info")
     assert chosen(directory) == "torch"
     (warning,) = map(json.loads, capsys.readouterr().err.splitlines())
     assert warning["level"] == "warning"
@@ -186,7 +193,7 @@ def test_a_damaged_export_falls_back_and_says_so(
 
 
 def test_without_onnxruntime(exported_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_process, "find_spec", lambda _: None)
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
     assert chosen(exported_bundle) == "torch"
     with pytest.raises(BundleError, match=r"install rpiae\[onnxruntime\]"):
         chosen(exported_bundle, backend="onnxruntime")
@@ -199,6 +206,6 @@ def test_without_its_device(exported_bundle: Path) -> None:
         OnnxBackend.load(exported_bundle, read_manifest(exported_bundle), device="cuda:0")
 
 
-def test_int8_must_be_asked_for_with_its_runtime() -> None:
-    with pytest.raises(SettingsError, match="RPIAE_PRECISION=int8 needs RPIAE_BACKEND=onnxruntime"):
-        load_settings(precision="int8")
+def test_a_precision_that_a_runtime_lacks_is_refused() -> None:
+    with pytest.raises(SettingsError, match="onnxruntime has no RPIAE_PRECISION=fp8"):
+        load_settings(backend="onnxruntime", precision="fp8")
