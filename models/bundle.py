@@ -12,6 +12,7 @@ from torch import nn
 from models.autoencoder import RPiAE
 from models.class_denoiser import ClassDenoiser, ClassDenoiserConfig
 from models.class_labels import ClassEncoder
+from models.low_precision import LowPrecision, lower_precision
 from models.manifest import (
     AUTOENCODER_FILE,
     DENOISER_FILE,
@@ -61,6 +62,19 @@ class Bundle:
         """Move the modules to a device."""
         for module in self.modules:
             module.to(device)
+        return self
+
+    def lower(self, precision: LowPrecision, compute: torch.dtype) -> Self:
+        """Hold weights in fewer bits and multiply in `compute`; the modules only infer then.
+
+        bf16: of everything. int8 and fp8: of what draws, which is denoiser, guide and decoder; the
+        latents of a picture stay what they are.
+        """
+        autoencoder: list[nn.Module] = [self.autoencoder]
+        if precision != "bf16":
+            autoencoder = [self.autoencoder.bridge_decoder, self.autoencoder.decoder]
+        for module in (*autoencoder, *self.modules[1:]):
+            lower_precision(module, precision, compute)
         return self
 
     def pack(self) -> Self:

@@ -59,10 +59,10 @@ def _coordinates(side: int, trained_side: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply rotary positions: x (..., N, D), table (2, N, D)."""
+    """Apply rotary positions: x (..., N, D), table (2, N, D). The result has the type of x."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
-    return x * table[0] + turned * table[1]
+    return (x * table[0] + turned * table[1]).to(x.dtype)
 
 
 def sinusoidal_positions(grid: Grid, width: int) -> Tensor:

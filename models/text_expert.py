@@ -146,4 +146,4 @@ def sequence_table(length: int, head_width: int, theta: float) -> Tensor:
 def _rotate_halves(x: Tensor, table: Tensor) -> Tensor:
     """x (..., T, D), table (2, T, D) of `sequence_table`."""
     first, second = x.chunk(2, dim=-1)
-    return x * table[0] + torch.cat([-second, first], dim=-1) * table[1]
+    return (x * table[0] + torch.cat([-second, first], dim=-1) * table[1]).to(x.dtype)

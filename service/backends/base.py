@@ -18,11 +18,12 @@ Call: TypeAlias = Literal["encode", "decode", "prefill", "velocity"]
 @dataclass(frozen=True)
 class Cost:
     """What one call took. memory_bytes: device memory beyond what was held before, with the call's
-    inputs; 0 where the device does not tell.
+    inputs; 0 where the device does not tell. preparing_s: what making that size ready took before.
     """
 
     seconds: float
     memory_bytes: int = 0
+    preparing_s: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ class Backend(Protocol):
         ...
 
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run every call once at these batch sizes, so that no request pays for first use."""
+        """Make these batch sizes ready and run every call once, so that no request pays for first
+        use.
+        """
         ...
 
     def measure(self, call: Call, size: int) -> Cost:

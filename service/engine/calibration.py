@@ -53,7 +53,8 @@ def calibrate(
 
     Args:
         max_rows: taken as it is instead of the measured one.
-        limit_s: about how long it may take: no larger batch is tried after that.
+        limit_s: about how long it may take, beside making sizes ready: no larger batch is tried
+            after that.
     """
     limits = backend.limits
     steps = _Trial(backend, "velocity", max_rows or limits.max_rows, limit_s)
@@ -97,6 +98,7 @@ class _Trial:
                 return
             except BackendError:  # the model has no such call
                 return
+            ends_at += cost.preparing_s
             self.seconds.append((size, cost.seconds))
             rate = size / max(cost.seconds, 1e-9)
             # One flat doubling may be noise of a busy machine.

@@ -14,21 +14,9 @@ from service.backends.torch_backend import TorchBackend
 from service.engine.engine import Engine
 from service.engine.work import DecodeWork, EncodeWork, Finished, PictureWork, Work
 from service.errors import BackendError, OutOfMemory
+from tests.mixed_jobs import SHIFT, mixed_jobs, run_jobs
 
 TOLERANCE = 1e-4
-SHIFT = 1.5
-
-
-class DecodedLatents(TorchBackend):
-    """Keeps what it is asked to decode, in order."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.latents: list[Tensor] = []
-
-    def decode(self, latents: Tensor) -> Tensor:
-        self.latents += list(latents)
-        return super().decode(latents)
 
 
 @pytest.fixture(scope="module")
@@ -42,51 +30,8 @@ def source() -> Tensor:
     return torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
-def mixed_jobs(source: Tensor) -> list[PictureWork]:
-    """Every kind of row, with prompts of different lengths."""
-    return [
-        PictureWork(id="plain", prompt="a red circle", seed=1, num_steps=3, guidance_scale=1),
-        PictureWork(id="guided", prompt="a blue square on a red background", seed=2, num_steps=6,
-                    guidance_scale=4.5),
-        PictureWork(id="negative", prompt="blue", negative_prompt="a red circle", seed=3,
-                    num_steps=5, guidance_scale=3),
-        PictureWork(id="edit", prompt="a red circle", seed=4, num_steps=4, guidance_scale=2,
-                    source=source),
-        PictureWork(id="edit-3", prompt="a blue circle on", seed=5, num_steps=7, guidance_scale=2,
-                    source=source.flip(1), image_guidance_scale=1.6),
-        PictureWork(id="variation", prompt="", seed=6, num_steps=10, guidance_scale=1,
-                    source=source, strength=0.4),
-        PictureWork(id="empty", prompt="", seed=7, num_steps=2, guidance_scale=2),
-        PictureWork(id="reference", prompt="blue", seed=8, num_steps=6, guidance_scale=3,
-                    sampler="euler-reference"),
-        PictureWork(id="heun", prompt="a red square", seed=9, num_steps=4, guidance_scale=3,
-                    sampler="heun", guidance_interval=(0.2, 0.7)),
-        PictureWork(id="heun-edit", prompt="blue", seed=10, num_steps=6, guidance_scale=2,
-                    source=source, sampler="heun", strength=0.5),
-        PictureWork(id="multistep", prompt="a red square", seed=9, num_steps=8, guidance_scale=3,
-                    sampler="dpmpp-2m"),
-        PictureWork(id="unipc", prompt="a blue circle", seed=11, num_steps=5, guidance_scale=3,
-                    sampler="unipc", guidance_interval=(0.0, 0.5)),
-        PictureWork(id="unipc-edit", prompt="red", seed=12, num_steps=7, guidance_scale=2,
-                    source=source, image_guidance_scale=1.5, sampler="unipc",
-                    guidance_interval=(0.5, 1.0)),
-    ]  # fmt: skip
-
-
 def run(bundle: Bundle, arrivals: list[list[Work]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Latents and images by job; one group arrives before each of the first ticks."""
-    backend = DecodedLatents(bundle)
-    engine = Engine(backend, shift=SHIFT)
-    order: list[Finished] = []
-    while arrivals or engine.has_work:
-        for work in arrivals.pop(0) if arrivals else ():
-            engine.add(work)
-        events = engine.tick().events
-        order += [event for event in events if isinstance(event, Finished)]
-    return {
-        event.job_id: (latents, event.tensors["images"])
-        for event, latents in zip(order, backend.latents, strict=True)
-    }
+    return run_jobs(TorchBackend(bundle), arrivals)
 
 
 def test_latents_do_not_depend_on_neighbours(bundle: Bundle, source: Tensor) -> None:

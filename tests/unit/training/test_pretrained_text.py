@@ -18,6 +18,7 @@ from models.pretrained_text import PretrainedTokenizer
 from models.text import NO_TOKEN
 from models.text_denoiser import TextDenoiser
 from service.offline import OfflineModel
+from service.settings import load_settings
 from tests.unit.training.conftest import TINY_STAGES, StageRunner, tiny_bundle_config
 from tests.unit.training.sample_files import captioned_files, write_shard
 from training.bundling import make_bundle
@@ -118,7 +119,7 @@ def test_it_trains_is_bundled_and_paints(
     (picture,) = painter.paint(["a red circle on a white background"], [3])
     (edited,) = painter.edit([picture], ["make the circle blue"], [4])
     assert picture.shape == edited.shape == (128, 128, 3)
-    assert OfflineModel(tmp_path / "bundle").unknown_words("a flurble") == []
+    assert OfflineModel(load_settings(bundle=tmp_path / "bundle")).unknown_words("a flurble") == []
 
 
 def test_it_trains_on_captions(
