@@ -121,3 +121,12 @@ class Children:
         if self.stopping.is_set():
             child.process.terminate()
         return await child.process.wait()
+
+
+def on_hangup(call: Callable[[], None]) -> None:
+    """Call that in the running loop at each SIGHUP, unless the process has a terminal.
+
+    There SIGHUP means that the terminal was closed, and ends the process as ever.
+    """
+    if not os.isatty(0):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, call)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from models.manifest import Manifest
-    from service.offline import OfflineModel, PictureOptions
+    from models.manifest import Manifest, Task
+    from service.offline import OfflineModel, PictureOptions, Source
     from service.offline_latents import Decoded, Encoded
     from service.settings import Settings
 
@@ -38,11 +38,12 @@ def plain_errors() -> Iterator[None]:
 
 def draw_with_progress(
     model: "OfflineModel",
+    task: "Task",
     prompt: str,
     output: Path,
     options: "PictureOptions",
     *,
-    source: Path | None = None,
+    source: "Source | None" = None,
 ) -> None:
     """Draw with a progress bar on stderr, then write each file's name and seed to stdout."""
     from rich.console import Console
@@ -55,6 +56,7 @@ def draw_with_progress(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         steps = bar.add_task("steps")
         made = model.draw(
+            task,
             prompt,
             output,
             options,

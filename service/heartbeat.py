@@ -17,6 +17,9 @@ _RETRY_S = 0.2
 class Heartbeat:
     """Renewals and announcements in tasks of their own: nothing else in the worker delays them.
 
+    Attributes:
+        announced: set once gateways know of this worker.
+
     Args:
         queue, worker: whose leases, under which name.
         jobs: those that are held.
@@ -44,6 +47,7 @@ class Heartbeat:
         self._on_lost = on_lost
         self._info = info
         self._is_leaving = is_leaving
+        self.announced = asyncio.Event()
 
     async def keep_leases(self) -> None:
         """Renew the leases, three times in each."""
@@ -64,6 +68,7 @@ class Heartbeat:
     async def _announce(self) -> None:
         ttl_s = 0 if self._is_leaving() else self._lease_s
         await self._queue.announce(self._worker, self._info(), ttl_s)
+        self.announced.set()
 
 
 async def _repeat(call: Callable[[], Awaitable[None]], period_s: float) -> None:

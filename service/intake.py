@@ -1,5 +1,6 @@
 """Deliveries of the queue as work for the engine."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,22 @@ from service.jobs.job import (
 )
 
 
-def to_work(delivery: Delivery, *, autoguided: bool = False) -> Work:
-    """What the engine is to do for a job; `autoguided`: the served model has a guide model.
+def to_work(delivery: Delivery, models: Sequence[str], *, autoguided: bool = False) -> Work:
+    """What the engine is to do for a job.
+
+    Args:
+        models: whose jobs are taken, the served one first.
+        autoguided: the served model has a guide model.
 
     Raises:
-        InvalidRequest: the payload is missing, unreadable or holds another tensor.
+        InvalidRequest: the job is for another model, or its payload is missing, unreadable or holds
+            another tensor.
     """
     job = delivery.job
+    if job.model not in models:
+        raise InvalidRequest(
+            f"this worker serves {models[0]}, the job asks for {job.model}", param="model"
+        )
     options: dict[str, Any] = {"autoguided": autoguided}
     match job.params:
         case EditParams() as params:

@@ -1,7 +1,11 @@
-"""The commands `generate` and `edit` without a server: a bundle, files in, files out."""
+"""The commands `generate`, `edit` and `variation` without a server: files in, files out.
+
+They run what a worker runs, a backend under an engine, so that the same options give the same
+pictures.
+"""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,25 +13,28 @@ import torch
 from torch import Tensor
 
 from models.bridge import Posterior
-from models.bundle import Bundle, Denoiser, Tokenizer, load_bundle
-from models.class_labels import ClassEncoder
-from models.manifest import BundleError, Sampler, Task
-from models.sampler import SamplingOptions, generate_latents
+from models.manifest import BundleError, Manifest, Sampler, Task
 from service.api.images.prompts import check_readable
 from service.api.images.sampling import sampling_params
+from service.api.images.sources import decode_mask
 from service.api.new_jobs import require_task
 from service.api.uploads import Upload, decode_image, decode_native_image
-from service.backends.torch_backend import TorchBackend
+from service.engine.calibration import Calibration
+from service.engine.engine import Engine
 from service.engine.images import picture_text, to_float, to_uint8
+from service.engine.work import Failed, Finished, PictureWork, Stepped
 from service.errors import InvalidRequest
 from service.jobs.job import MAX_SEED
+from service.loading import load_backend
 from service.offline_files import format_of, numbered, read_file, write_image
-from service.outputs import crop
+from service.outputs import crop, keep_unmasked
+from service.served_model import ServedModel
+from service.settings import Settings
 from service.sizes import Size, Sizes
 
 _MAX_PIXELS = 2**27
 _MAX_SIDE = 4096  # of other sizes than the model's own
-_BATCH = 8  # pictures that are computed together
+_MAX_ROWS, _MAX_IMAGES = 24, 8  # eight pictures side by side
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -35,7 +42,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
-    """What `generate` and `edit` share; None takes the bundle's default, or a seed at random."""
+    """What the commands share; None takes the bundle's default, or a seed at random.
+
+    image_guidance_scale and strength count only where there is a source.
+    """
 
     count: int = 1
     seed: int | None = None
@@ -50,6 +60,14 @@ class PictureOptions:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The picture that an edit or a variation starts from, and a mask: what may change of it."""
+
+    image: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
 class Made:
     """A picture's file and its seed; how its source came to the model's size, if it had to."""
 
@@ -59,33 +77,41 @@ class Made:
 
 
 class OfflineModel:
-    """A bundle on this machine's device, for the commands that need no server.
+    """The settings' bundle in the settings' runtime, for the commands that need no server.
 
     Raises:
-        BundleError: the bundle is missing, incomplete or altered.
+        BundleError: the bundle is missing, incomplete or altered, or the runtime cannot serve it.
     """
 
-    def __init__(self, bundle: Path) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.bundle: Bundle = load_bundle(bundle, self._device).pack()
-        self.sizes = Sizes.of(self.bundle.manifest, _MAX_SIDE)
-        self._backend = TorchBackend(self.bundle, device=self._device)
+    def __init__(self, settings: Settings) -> None:
+        directory = settings.bundle
+        self._served = ServedModel.read(directory)
+        self.sizes = Sizes.of(self.manifest, _MAX_SIDE)
+        # One picture is made before anything is compiled.
+        settings = settings.model_copy(update={"compile": "off"})
+        self._backend = load_backend(settings, directory, self.manifest).backend
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle."""
+        return self._served.manifest
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that the model never saw."""
-        tokenizer = self.bundle.tokenizer
-        return [] if tokenizer is None else tokenizer.unknown_words(prompt)
+        vocabulary = self._served.vocabulary
+        return [] if vocabulary is None else vocabulary.unknown_words(prompt)
 
     def draw(
         self,
+        task: Task,
         prompt: str,
         output: Path,
         options: PictureOptions,
         *,
-        source: Path | None = None,
+        source: Source | None = None,
         on_step: Progress | None = None,
     ) -> list[Made]:
-        """Draw pictures of a prompt, or edit `source` by it, and write them.
+        """Draw pictures of a prompt, or of `source` and a prompt or without one, and write them.
 
         Several pictures of out.png become out-1.png, out-2.png and so on, with seeds that follow
         each other.
@@ -94,48 +120,24 @@ class OfflineModel:
             InvalidRequest: the model has no such task or no such class, an option is out of its
                 range, or a file cannot be used.
         """
-        task: Task = "generate" if source is None else "edit"
-        denoiser, tokenizer = self._check_request(task, prompt, options)
+        self._check_request(task, prompt, options)
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
         _check_range("seed", seed, 0, MAX_SEED - options.count)
-        seeds = range(seed, seed + options.count)
-        sampling = self._sampling(options)
         paths = numbered(output, options.count)
         format_of(output)  # refuses other formats before anything is computed
-        upload, source_latents = None, None
+        upload, mask = None, None
         if source is not None:
-            upload = self.read_image(source, self.sizes.own)
-            source_latents = self.encode(torch.from_numpy(upload.pixels)[None]).mean
-        made = []
-        steps = sampling.plan(from_source=source is not None).num_evaluations
-        batches = [
-            range(i, min(i + _BATCH, options.count)) for i in range(0, options.count, _BATCH)
-        ]
-        for number, batch in enumerate(batches):
-            latents = generate_latents(
-                denoiser,
-                tokenizer,
-                [prompt] * len(batch),
-                [seeds[index] for index in batch],
-                sampling,
-                negative_prompts=[options.negative_prompt] * len(batch),
-                source_latents=_repeat(source_latents, len(batch)),
-                guide=self.bundle.guide,
-                on_step=_shifted(on_step, number * steps, len(batches) * steps),
-            )
-            for index, image in zip(batch, self.decode(latents), strict=True):
-                text = picture_text(
-                    prompt=prompt,
-                    seed=seeds[index],
-                    num_steps=sampling.num_steps,
-                    sampler=sampling.sampler,
-                    guidance_scale=sampling.guidance_scale,
-                    model=self.bundle.manifest.name,
-                )
-                kept = image if upload is None else crop(image, upload.box)
-                write_image(paths[index], kept, text)
-                made.append(Made(paths[index], seeds[index], _what_was_done(upload)))
-        return made
+            upload, mask = self._read_source(source)
+        seeds = range(seed, seed + options.count)
+        works = [self._work(prompt, seed, options, upload, mask) for seed in seeds]
+        made = {}
+        for work, images in self._pictures(works, on_step):
+            (image,) = keep_unmasked(images, work)
+            path = paths[seeds.index(work.seed)]
+            kept = image if upload is None else crop(image, upload.box)
+            write_image(path, kept, _text(work, self.manifest))
+            made[work.seed] = Made(path, work.seed, _what_was_done(upload))
+        return [made[seed] for seed in seeds]
 
     def read_image(self, path: Path, size: Size) -> Upload:
         """A picture file in a frame of that size, padded where its aspect ratio differs.
@@ -156,45 +158,94 @@ class OfflineModel:
         """Images (B, 3, H, W) uint8 of latents (B, C, h, w)."""
         return to_uint8(self._backend.decode(latents))
 
-    def _check_request(
-        self, task: Task, prompt: str, options: PictureOptions
-    ) -> tuple[Denoiser, Tokenizer]:
-        """What draws, once it is known to have the task and to read the prompts."""
-        manifest = self.bundle.manifest
+    def _check_request(self, task: Task, prompt: str, options: PictureOptions) -> None:
+        """Whether the model has the task and reads the prompts."""
+        manifest = self.manifest
         require_task(manifest, task)
-        denoiser, tokenizer = self.bundle.denoiser, self.bundle.tokenizer
-        if denoiser is None or tokenizer is None:
+        if "denoiser" not in manifest.model:
             raise BundleError(f"manifest: tasks names {task}, but model has no denoiser for it")
-        class_names = tokenizer.names if isinstance(tokenizer, ClassEncoder) else None
-        check_readable(manifest, class_names, prompt, options.negative_prompt)
-        return denoiser, tokenizer
+        check_readable(manifest, self._served.class_names, prompt, options.negative_prompt)
 
-    def _sampling(self, options: PictureOptions) -> SamplingOptions:
-        manifest = self.bundle.manifest
+    def _read_source(self, source: Source) -> tuple[Upload, Tensor | None]:
+        """The picture in the model's frame, and where it may change, (H, W) bool."""
+        upload = self.read_image(source.image, self.sizes.own)
+        if source.mask is None:
+            return upload, None
+        data = read_file(source.mask)
+        mask = decode_mask(data, upload, fit="pad", max_pixels=_MAX_PIXELS)
+        return upload, torch.from_numpy(mask)
+
+    def _work(
+        self,
+        prompt: str,
+        seed: int,
+        options: PictureOptions,
+        upload: Upload | None,
+        mask: Tensor | None,
+    ) -> PictureWork:
+        manifest = self.manifest
         params = sampling_params(options, manifest)
         image_guidance_scale = options.image_guidance_scale
         if image_guidance_scale is None:
             image_guidance_scale = manifest.default_image_guidance_scale
-        return SamplingOptions(
+        return PictureWork(
+            id=str(seed),
+            prompt=prompt,
+            negative_prompt=options.negative_prompt,
+            seed=seed,
             num_steps=params["steps"],
-            shift=manifest.timestep_shift,
             sampler=params["sampler"],
             guidance_scale=params["guidance_scale"],
-            image_guidance_scale=image_guidance_scale,
             guidance_interval=(params["guidance_min_t"], params["guidance_max_t"]),
+            image_guidance_scale=image_guidance_scale,
             strength=options.strength,
+            autoguided=manifest.guidance == "autoguidance",
+            source=None if upload is None else torch.from_numpy(upload.pixels),
+            mask=mask,
+        )
+
+    def _pictures(
+        self, works: Sequence[PictureWork], on_step: Progress | None
+    ) -> Iterator[tuple[PictureWork, Tensor]]:
+        """Each work with its picture (1, 3, H, W) uint8, as they become ready."""
+        engine = Engine(self._backend, shift=self.manifest.timestep_shift, calibration=self._sizes)
+        waiting = {work.id: work for work in works}
+        for work in works:
+            engine.add(work)
+        done, total = 0, 0
+        while waiting:
+            for event in engine.tick().events:
+                match event:
+                    case Stepped():
+                        done, total = done + 1, event.num_steps * len(works)
+                    case Finished():
+                        yield waiting.pop(event.job_id), event.tensors["images"]
+                    case Failed():
+                        raise event.error
+            if on_step is not None and total:
+                on_step(done, total)
+
+    @property
+    def _sizes(self) -> Calibration:
+        """Batches that are large enough to be fast, and take no more memory than they need."""
+        limits = self._backend.limits
+        return Calibration(
+            max_rows=min(_MAX_ROWS, limits.max_rows), max_images=min(_MAX_IMAGES, limits.max_images)
         )
 
 
-def _repeat(latents: Tensor | None, count: int) -> Tensor | None:
-    return None if latents is None else latents.expand(count, *latents.shape[1:])
-
-
-def _shifted(on_step: Progress | None, before: int, total: int) -> Progress | None:
-    """Progress of one batch as that of all batches."""
-    if on_step is None:
-        return None
-    return lambda done, _: on_step(before + done, total)
+def _text(work: PictureWork, manifest: Manifest) -> dict[str, str]:
+    edited = work.source is not None
+    return picture_text(
+        prompt=work.prompt,
+        seed=work.seed,
+        num_steps=work.num_steps,
+        sampler=work.sampler,
+        guidance_scale=work.guidance_scale,
+        image_guidance_scale=work.image_guidance_scale if edited else None,
+        strength=work.strength if edited else None,
+        model=manifest.name,
+    )
 
 
 def _what_was_done(source: Upload | None) -> str | None:

@@ -100,7 +100,7 @@ def decode_file(
         InvalidRequest: the file holds no latents of this model, or the boxes do not fit them.
     """
     accepted = Accepted(
-        shape=model.bundle.manifest.latent_shape,
+        shape=model.manifest.latent_shape,
         max_latents=_MAX_LATENTS,
         max_grid=model.sizes.max_grid,
     )

@@ -17,6 +17,13 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor], work: Work) -> list[byt
     """
     match job.params:
         case GenerateParams() as params:
+            box, source_options = None, {}
+            if isinstance(params, EditParams):
+                box = params.box
+                source_options = {
+                    "image_guidance_scale": params.image_guidance_scale,
+                    "strength": params.strength,
+                }
             text = picture_text(
                 prompt=params.prompt,
                 seed=params.seed,
@@ -24,8 +31,8 @@ def encode_outputs(job: Job, tensors: dict[str, Tensor], work: Work) -> list[byt
                 sampler=params.sampler,
                 guidance_scale=params.guidance_scale,
                 model=job.model,
+                **source_options,
             )
-            box = params.box if isinstance(params, EditParams) else None
             return [
                 encode_file(crop(image, box), params.output_format, params.output_compression, text)
                 for image in keep_unmasked(tensors["images"], work)

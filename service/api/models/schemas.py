@@ -17,6 +17,10 @@ class ModelCard(BaseModel):
     backends: list[str] = Field(
         description="Runtimes of the live workers; empty while none is there, or Redis is away."
     )
+    unusable_backends: dict[str, str] = Field(
+        description="Runtimes for which the bundle has files that some worker could not use, and "
+        "why: damaged, of other weights, or not what PyTorch computes."
+    )
     manifest: Manifest = Field(
         description="Tasks, sizes, latent shape and normalisation, defaults, measured quality."
     )

@@ -21,7 +21,8 @@ from service.backends.torch_backend import TorchBackend
 from service.engine.engine import Engine
 from service.engine.work import Failed, Finished, PictureWork
 from service.errors import InvalidRequest
-from service.offline import OfflineModel, PictureOptions
+from service.offline import OfflineModel, PictureOptions, Source
+from service.settings import load_settings
 
 NAMES = ["golden retriever", "tench, Tinca tinca", "crane", "crane"]
 
@@ -52,7 +53,7 @@ def class_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def offline(class_bundle: Path) -> OfflineModel:
-    return OfflineModel(class_bundle)
+    return OfflineModel(load_settings(bundle=class_bundle))
 
 
 def test_a_job_whose_prompt_is_no_class_fails_alone(class_bundle: Path):
@@ -87,7 +88,7 @@ def test_offline_refuses_what_is_no_class(
 ):
     options = PictureOptions(negative_prompt=negative)
     with pytest.raises(InvalidRequest) as caught:
-        offline.draw(prompt, tmp_path / "out.png", options)
+        offline.draw("generate", prompt, tmp_path / "out.png", options)
     assert (caught.value.status, caught.value.code) == (422, "unknown_class")
     assert caught.value.param == param
     assert text in caught.value.message
@@ -96,7 +97,13 @@ def test_offline_refuses_what_is_no_class(
 
 def test_offline_has_no_edits_of_a_class_model(offline: OfflineModel, tmp_path: Path):
     with pytest.raises(InvalidRequest, match="tiny has no task edit") as caught:
-        offline.draw("make it blue", tmp_path / "out.png", PictureOptions(), source=Path("a.png"))
+        offline.draw(
+            "edit",
+            "make it blue",
+            tmp_path / "out.png",
+            PictureOptions(),
+            source=Source(Path("a.png")),
+        )
     assert caught.value.code == "unsupported_task"
 
 

@@ -15,12 +15,13 @@ from service.cli import app
 from service.errors import InvalidRequest
 from service.offline import OfflineModel
 from service.offline_latents import decode_file, encode_files
+from service.settings import load_settings
 
 
 @pytest.fixture(scope="module")
 def model(tiny_bundle: Path) -> OfflineModel:
     """32 x 32 pixels, cells of 8, and other sizes."""
-    return OfflineModel(tiny_bundle)
+    return OfflineModel(load_settings(bundle=tiny_bundle))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def fixed_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(tiny_bundle, directory)
     manifest = read_manifest(directory).model_copy(update={"other_sizes": False})
     write_manifest(directory, manifest)
-    return OfflineModel(directory)
+    return OfflineModel(load_settings(bundle=directory))
 
 
 def picture(folder: Path, width: int, height: int) -> Path:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from service.api.app import create_app
 from service.api_keys import hash_api_key
 from service.settings import Settings, SettingsError, load_settings
+from service.supervisor import serve
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +72,6 @@ def test_variables_are_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> 
         ("RPIAE_TRUSTED_PROXIES", "10.0.0.0/8,proxy", "'proxy' does not appear to be"),
         ("RPIAE_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
         ("RPIAE_CORS_ORIGINS", "https://example.com/page", "is not an origin"),
-        ("RPIAE_HOST", "0.0.0.0", "RPIAE_API_KEYS"),
     ],
 )
 def test_an_unusable_value_names_its_variable(
@@ -116,14 +117,20 @@ def test_a_key_never_shows_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    assert load_settings(host=host).api_keys == ()
+    load_settings(host=host).check_exposure()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example"])
 def test_an_open_address_needs_keys_or_an_explicit_wish(host: str) -> None:
+    settings = load_settings(host=host)  # enough for a worker, which shows nothing but metrics
     with pytest.raises(SettingsError, match="RPIAE_ALLOW_ANONYMOUS"):
-        load_settings(host=host)
-    assert load_settings(host=host, allow_anonymous=True).host == host
+        settings.check_exposure()
+    with pytest.raises(SettingsError, match="RPIAE_ALLOW_ANONYMOUS"):
+        create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"}))
+    with pytest.raises(SettingsError, match="RPIAE_ALLOW_ANONYMOUS"):
+        serve(settings, lambda _address: None)
+    load_settings(host=host, allow_anonymous=True).check_exposure()
+    load_settings(host=host, api_keys="a-key-of-some-length").check_exposure()
 
 
 def test_a_public_address_ends_without_a_slash() -> None:
