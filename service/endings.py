@@ -16,7 +16,6 @@ from service.errors import (
     QueueUnavailable,
     ServiceError,
 )
-from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
 from service.outputs import describe, encode_outputs
@@ -73,6 +72,7 @@ class Endings:
             job,
             self._send(job, lambda: self._queue.finish_cancelled(self._worker, job.delivery)),
         )
+        job.trace.outcome = "cancelled"
 
     async def abandon(self) -> None:
         """Stop what is still on its way; the queue gives those jobs to another worker."""
@@ -102,16 +102,19 @@ class Endings:
     ) -> None:
         """A preview that cannot be sent is left out: it is no part of the result."""
         tensors = {"images": event.images}
+        started = time.perf_counter()
         try:
             (blob,) = await _encode(job, tensors)
             if before is not None:
                 await asyncio.wait([before])
             data = {"index": event.index, "step": event.step, "num_steps": event.num_steps}
             await self._queue.publish(event.job_id, "preview", data, blob)
+            metrics.PREVIEWS.inc()
+            job.trace.add_beside("publish preview", started)
         except QueueUnavailable as error:
-            log.warning("preview not sent", reason=str(error.__cause__), **_ids(job.delivery))
+            log.warning("preview not sent", reason=str(error.__cause__), **job.delivery.job.ids)
         except Exception as error:  # the per-job boundary
-            log.error("preview failed", reason=str(error), exc_info=error, **_ids(job.delivery))
+            log.error("preview failed", reason=str(error), exc_info=error, **job.delivery.job.ids)
 
     async def _succeed(
         self, job: RunningJob, tensors: dict[str, Tensor], timings_s: dict[str, float]
@@ -123,23 +126,28 @@ class Endings:
             await self._fail(job, error)
             return
         timings_s = timings_s | {"compress": time.perf_counter() - started}
+        job.trace.add("compress", started)
+        job.trace.outcome = "succeeded"
         if job.previews is not None:  # nothing can be published once the job has ended
             await asyncio.wait([job.previews])
         for stage, seconds in timings_s.items():
             metrics.STAGE_SECONDS.labels(stage).observe(seconds)
+        stages_s = {"queue": job.delivery.waited_s, **timings_s}
         info = {
             **describe(job.delivery.job),
-            "timings_s": {"queue": job.delivery.waited_s, **timings_s},
+            "timings_s": stages_s,
             "worker": self._worker,
             "num_deliveries": job.delivery.num_deliveries,
         }
         await self._send(job, lambda: self._queue.finish(self._worker, job.delivery, outputs, info))
         if not job.released:
             metrics.IMAGES.labels(job.delivery.job.task).inc(_num_images(tensors))
-            log.info("job finished", **_ids(job.delivery))
+            rounded_s = {stage: round(seconds, 4) for stage, seconds in stages_s.items()}
+            log.info("job finished", stages_s=rounded_s, **job.delivery.job.ids)
 
     async def _fail(self, job: RunningJob, error: Exception) -> None:
-        log.error("job failed", reason=str(error), exc_info=error, **_ids(job.delivery))
+        log.error("job failed", reason=str(error), exc_info=error, **job.delivery.job.ids)
+        job.trace.fail(error)
         body = _error_body(error)
         await self._send(job, lambda: self._queue.fail(self._worker, job.delivery, body))
 
@@ -152,6 +160,7 @@ class Endings:
                 await asyncio.sleep(RETRY_S)
                 continue
             if kept:
+                job.trace.add("publish")
                 self._jobs.remove(job)
                 _count_deadline(job)
             else:
@@ -167,10 +176,6 @@ async def _encode(job: RunningJob, tensors: dict[str, Tensor]) -> list[bytes]:
     if num_bytes <= _QUICK_BYTES and not slow_format:
         return encode_outputs(job.delivery.job, tensors, job.work)
     return await asyncio.to_thread(encode_outputs, job.delivery.job, tensors, job.work)
-
-
-def _ids(delivery: Delivery) -> dict[str, str]:
-    return {"job_id": delivery.job.id, "request_id": delivery.job.request_id}
 
 
 def _num_images(tensors: dict[str, Tensor]) -> int:

@@ -1,19 +1,23 @@
-"""One log format: JSON lines on stderr, with the ids of the request and the job they belong to."""
+"""Log lines on stderr, with the ids of the request, the job and the trace they belong to."""
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO, TypeAlias
 
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 from structlog.types import EventDict, Processor
 
+LogFormat: TypeAlias = Literal["json", "console"]
+
 # Libraries that speak through the standard library and repeat what we log, or log per request.
 _QUIET_LOGGERS = ("uvicorn.access", "httpx", "httpcore", "python_multipart")
 
 
-def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> None:
-    """Send our own and the libraries' log lines to `stream` (stderr unless given) as JSON.
+def configure_logging(
+    level: str = "info", log_format: LogFormat = "json", *, stream: TextIO | None = None
+) -> None:
+    """Send our own and the libraries' log lines to `stream` (stderr unless given).
 
     Called once by each process; stdout stays free for a command's own output.
     """
@@ -25,23 +29,32 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
         structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
         _drop_colours,
     ]
+    renderers: list[Processor]
+    if log_format == "json":
+        shared.append(structlog.processors.format_exc_info)
+        renderers = [structlog.processors.JSONRenderer(ensure_ascii=False)]
+    else:
+        # The default prints local variables too, and with them what users wrote.
+        plain = structlog.dev.plain_traceback
+        renderers = [
+            structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain)
+        ]
     handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(ensure_ascii=False),
+                *renderers,
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    logging.captureWarnings(True)  # libraries' warnings as lines of JSON too
+    logging.captureWarnings(True)  # libraries' warnings as lines of the log too
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
@@ -67,14 +80,6 @@ def bind_request(request_id: str, **fields: Any) -> None:
     """Start a new set of fields that every line of the current task carries."""
     clear_contextvars()
     bind_contextvars(request_id=request_id, **fields)
-
-
-def bind_job(job_id: str, *, request_id: str = "", **fields: Any) -> None:
-    """The same for a job in the worker; the request's id is the one that the gateway gave it."""
-    clear_contextvars()
-    if request_id:
-        fields["request_id"] = request_id
-    bind_contextvars(job_id=job_id, **fields)
 
 
 def _drop_colours(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service import metrics
 from service.engine.scheduler import MIN_ROWS
 from service.engine.work import PictureWork, Work
 from service.jobs.job import Delivery, GenerateParams
 from service.log import get_logger
+from service.tracing import JobTrace
 
 log = get_logger(__name__)
 
@@ -30,8 +31,8 @@ class RunningJob:
     steps: done and in all, None before the first; moved: they have changed since they were last
     published; released: the queue no longer wants its result, because it is not this worker's any
     more; ending: its outcome is on its way to the queue; hopeless: it was ended for its deadline;
-    previews: the sending of the latest one,
-    which awaits those before it.
+    previews: the sending of the latest one, which awaits those before it; trace: where its stages
+    are recorded.
     """
 
     delivery: Delivery
@@ -43,6 +44,7 @@ class RunningJob:
     ending: bool = False
     hopeless: bool = False
     previews: asyncio.Task[None] | None = None
+    trace: JobTrace = field(default_factory=JobTrace)
 
     @property
     def id(self) -> str:
@@ -122,10 +124,12 @@ class RunningJobs:
         """Hold it no longer; a later delivery of the same job is left alone."""
         if self._jobs.get(job.id) is job:
             del self._jobs[job.id]
+            job.trace.end()
 
     def release(self, job: RunningJob) -> None:
         """It is not this worker's any more: drop it and its outcome."""
         job.released = True
+        job.trace.outcome = "released"
         self.remove(job)
 
     def lose(self, job: RunningJob) -> None:
@@ -134,7 +138,7 @@ class RunningJobs:
             return
         self.release(job)
         metrics.LEASES_LOST.inc()
-        log.warning("lease lost", job_id=job.id)
+        log.warning("lease lost", **job.delivery.job.ids)
 
     @property
     def held_rows(self) -> int:

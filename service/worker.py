@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +23,7 @@ from service.engine.calibration import Calibration
 from service.engine.compute import ComputeThread
 from service.engine.engine import Engine
 from service.engine.work import Denoised, Failed, Finished, Previewed, Stepped, Tick, Work
-from service.errors import InvalidRequest, QueueUnavailable
+from service.errors import QueueUnavailable
 from service.heartbeat import Heartbeat
 from service.intake import to_work
 from service.jobs.job import Delivery
@@ -32,6 +33,7 @@ from service.running import RunningJob, RunningJobs
 from service.settings import Settings
 from service.taking import Taking
 from service.tasks import end_tasks
+from service.tracing import JobTraces
 
 log = get_logger(__name__)
 
@@ -52,7 +54,9 @@ class Worker:
         backend: loaded and warm.
         manifest: of the model that the backend runs.
         calibration: of the backend; without it its limits are taken as they are.
-        metrics_url: where a gateway on this machine finds this process's metrics, if anywhere.
+        traces: of the jobs; without them nothing is recorded.
+        also: names of other models whose jobs it takes, because this one took their place.
+        more_info: further fields of the announcement.
     """
 
     def __init__(
@@ -63,19 +67,24 @@ class Worker:
         manifest: Manifest,
         *,
         calibration: Calibration | None = None,
-        metrics_url: str | None = None,
+        traces: JobTraces | None = None,
+        also: Sequence[str] = (),
+        more_info: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.name = worker_name()
         self._settings = settings
         self._queue = queue
         self._backend = backend
         self._manifest = manifest
-        self._metrics_url = metrics_url
+        self._models = (manifest.name, *also)
+        self._more_info = more_info
+        self._traces = traces or JobTraces()
         self._engine = Engine(
             backend,
             shift=manifest.timestep_shift,
             calibration=calibration,
             cache_bytes=settings.prefill_cache_mb * 2**20,
+            with_calls=self._traces.wants_calls,
         )
         self._compute = ComputeThread(self._engine, self._on_tick)
         self._jobs = RunningJobs(_MAX_DONE)
@@ -92,6 +101,7 @@ class Worker:
             info=self._info,
             is_leaving=self._draining.is_set,
         )
+        self.announced = self._heartbeat.announced  # set once gateways know of this worker
         self._left = asyncio.Event()  # a job left since this was last cleared
         self._busy_s = 0.0
         self._busy_since = time.perf_counter()
@@ -132,7 +142,7 @@ class Worker:
         await self._leave()
 
     async def _open_queue(self) -> None:
-        while True:
+        while not self._draining.is_set():
             try:
                 return await self._queue.open()
             except QueueUnavailable as error:
@@ -157,6 +167,7 @@ class Worker:
         if delivery.num_deliveries > 1:
             metrics.REDELIVERIES.inc()
         running = self._jobs.add(delivery)
+        running.trace = self._traces.begin(delivery)
         if delivery.payload is None:
             self._begin(running, self._to_work(delivery))
         else:
@@ -165,18 +176,14 @@ class Worker:
     async def _prepare(self, job: RunningJob) -> None:
         """Read the payload on another thread, while the engine and the loop go on."""
         work = await asyncio.to_thread(self._to_work, job.delivery)
+        job.trace.add("prepare")
         if not (job.ending or job.released):
             self._begin(job, work)
 
     def _to_work(self, delivery: Delivery) -> Work | Exception:
         try:
-            if delivery.job.model != self._manifest.name:
-                raise InvalidRequest(
-                    f"this worker serves {self._manifest.name}, the job asks for "
-                    f"{delivery.job.model}",
-                    param="model",
-                )
-            return to_work(delivery, autoguided=self._manifest.guidance == "autoguidance")
+            autoguided = self._manifest.guidance == "autoguidance"
+            return to_work(delivery, self._models, autoguided=autoguided)
         except Exception as error:  # the per-job boundary
             return error
 
@@ -208,12 +215,14 @@ class Worker:
         for fault in tick.faults:
             log.warning("a batch failed and was split", reason=str(fault), exc_info=fault)
         self._busy_s += sum(seconds for _, seconds in tick.stage_seconds)
+        metrics.PREVIEW_SECONDS.inc(sum(s for stage, s in tick.stage_seconds if stage == "preview"))
         if tick.step_rows:
             self._step_s, self._row_steps_per_s = tick.step_s, tick.row_steps_per_s
             metrics.STEP_BATCH_ROWS.observe(tick.step_rows)
             metrics.STEP_PADDING_ROWS.inc(tick.padding_rows)
             metrics.STEP_SECONDS.observe(dict(tick.stage_seconds)["denoise"])
         self._attending.moved()
+        self._traces.note(tick)
 
     def _on_end(self) -> None:
         metrics.ACTIVE_ROWS.labels(self.name).set(self._jobs.held_rows)
@@ -236,6 +245,7 @@ class Worker:
         self._busy_s, self._busy_since = 0.0, now
         metrics.DEVICE_UTILIZATION_RATIO.labels(self.name).set(min(1.0, busy))
         metrics.DEVICE_MEMORY_BYTES.labels(self.name).set(self._backend.memory_bytes())
+        metrics.ROW_STEPS_PER_SECOND.labels(self.name).set(self._row_steps_per_s)
         urgent = [job for job in self._jobs if job.urgent]
         return {
             "model": self._manifest.name,
@@ -249,7 +259,7 @@ class Worker:
             "urgent_rows": sum(job.held_rows for job in urgent),
             "urgent_row_steps_left": sum(job.row_steps_left for job in urgent),
             "row_steps_per_s": self._row_steps_per_s,
-            "metrics_url": self._metrics_url,
+            **self._more_info(),
         }
 
     async def _finish_running(self) -> None:

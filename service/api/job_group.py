@@ -69,6 +69,7 @@ class JobGroup:
         self._has_deadline = has_deadline
         self._wanted_later = asynchronous or bool(stored.idempotency_key)
         self._unfinished: set[str] = set()
+        self._lacks_worker = False
         first = jobs[0]
         assert first.deadline_at is not None
         self._give_up_at = first.deadline_at
@@ -86,7 +87,7 @@ class JobGroup:
     ) -> None:
         try:
             # Nobody comes back for what came to nothing; what is late its deadline ends.
-            came_to_nothing = isinstance(exc, JobFailed | JobCancelled)
+            came_to_nothing = isinstance(exc, JobFailed | JobCancelled | NoWorker)
             wanted_later = self._wanted_later and not came_to_nothing
             if not (self.replayed or wanted_later):
                 await self._cancel_rest()
@@ -102,11 +103,15 @@ class JobGroup:
         """Put all jobs or none; they share the payload. A request that repeats another puts none.
 
         Raises:
-            NoWorker: nobody would take them.
+            NoWorker: nobody would take them, and nobody is waited for.
             RateLimited, DeadlineExceeded: they are not let in, see `Admission`.
             Overloaded: the queue is full.
             Conflict: the idempotency key belongs to a request for something else.
         """
+        with self._gateway.tracing.span("enqueue", group_id=self.stored.id):
+            await self._put(payload)
+
+    async def _put(self, payload: bytes | None) -> None:
         queue = self._gateway.queue
         if self.stored.idempotency_key:
             digest = await to_thread.run_sync(self._fingerprint)
@@ -115,15 +120,33 @@ class JobGroup:
             if await self._joins(await queue.put((), group=self.stored)):
                 return
         await self._admit()
-        payloads = {} if payload is None else {job.id: payload for job in self.jobs}
-        self._unfinished = {job.id for job in self.jobs}
+        jobs = self.jobs
+        payloads = {} if payload is None else {job.id: payload for job in jobs}
+        self._unfinished = {job.id for job in jobs}
         try:
-            in_effect = await queue.put(self.jobs, payloads, self.stored)
+            in_effect = await queue.put(jobs, payloads, self.stored)
         except (Conflict, Overloaded):
             self._unfinished = set()
+            await self._gateway.admission.withdraw(self._context, jobs)
             raise
-        if not await self._joins(in_effect):
+        if await self._joins(in_effect):
+            await self._gateway.admission.withdraw(self._context, jobs)
+        else:
             self._context.headers["x-rpiae-job"] = self.stored.id
+
+    async def await_worker(self) -> None:
+        """Wait until there is a worker, if there was none when the jobs were put.
+
+        Raises:
+            NoWorker: none has come in the time that the settings allow.
+            DeadlineExceeded: the request's own time is over.
+        """
+        if not self._lacks_worker:
+            return
+        left_s = self._give_up_at - time.time()
+        limit_s = self._gateway.settings.wait_for_worker_s
+        if not await self._gateway.await_worker(min(limit_s, left_s)):
+            raise self._no_worker() if limit_s < left_s else self._too_late()
 
     async def outcome(self, job: Job) -> Outcome:
         """Wait until a job has succeeded.
@@ -138,10 +161,7 @@ class JobGroup:
                 job.id, max(0.0, self._give_up_at - time.time())
             )
         except DeadlineExceeded:
-            raise DeadlineExceeded(
-                f"the result took longer than {self._patience_s:.3g} s: allow more with "
-                "deadline_ms, ask for fewer steps, or try again when the service is less busy"
-            ) from None
+            raise self._too_late() from None
         except NotFound:
             raise JobFailed(
                 job.id, ErrorBody("the queue lost it: send the request again", code="job_lost")
@@ -154,12 +174,19 @@ class JobGroup:
         return outcome
 
     async def outcomes(self) -> list[Outcome]:
-        """Wait for all jobs; the first failure ends the wait."""
+        """Wait for all jobs; the first failure ends the wait, and so does the lack of a worker."""
         waits = [asyncio.ensure_future(self.outcome(job)) for job in self.jobs]
+        tasks: list[asyncio.Future[Any]] = [*waits]
+        everything = asyncio.gather(*waits)
         try:
-            return await asyncio.gather(*waits)
+            if self._lacks_worker:
+                tasks.append(asyncio.ensure_future(self.await_worker()))
+                await asyncio.wait((everything, tasks[-1]), return_when=asyncio.FIRST_COMPLETED)
+                if not everything.done():
+                    tasks[-1].result()
+            return await everything
         finally:
-            await cancel_tasks(waits)
+            await cancel_tasks(tasks)
 
     async def _joins(self, in_effect: Group | None) -> bool:
         """Go on with the jobs of the request that came first with this key, if there was one."""
@@ -179,13 +206,23 @@ class JobGroup:
         # Whether a deadline can be met is judged by what is known now.
         max_age_s = 0 if self._has_deadline else _MAX_AGE_S
         workers = await self._gateway.serving_workers(max_age_s)
-        if not workers:
-            raise NoWorker(
-                f"no worker serves {self._gateway.manifest.name} at the moment: try again shortly",
-                retry_after_s=_NO_WORKER_RETRY_S,
-            )
+        self._lacks_worker = not workers
+        if self._lacks_worker and not self._gateway.settings.wait_for_worker_s:
+            raise self._no_worker()
         await self._gateway.admission.admit(
             self._context, self.jobs, workers, has_deadline=self._has_deadline
+        )
+
+    def _no_worker(self) -> NoWorker:
+        return NoWorker(
+            f"no worker serves {self._gateway.manifest.name} at the moment: try again shortly",
+            retry_after_s=_NO_WORKER_RETRY_S,
+        )
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the result took longer than {self._patience_s:.3g} s: allow more with "
+            "deadline_ms, ask for fewer steps, or try again when the service is less busy"
         )
 
     async def _cancel_rest(self) -> None:

@@ -1,6 +1,5 @@
 """The jobs of a checked request: one for each picture, or one batch of latents."""
 
-import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from service.api.state import Gateway
 from service.errors import InvalidRequest
 from service.jobs.group import Group
 from service.jobs.job import Job, Params, Priority
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def make_jobs(
@@ -50,7 +47,6 @@ def make_jobs(
     asynchronous = prefers_async(request)
     timeout_s = _timeout_s(gateway, deadline_ms, asynchronous=asynchronous)
     context = context_of(request)
-    traceparent = request.headers.get("traceparent", "")
     now = time.time()
     jobs = [
         Job(
@@ -64,7 +60,7 @@ def make_jobs(
             owner=owner,
             row_steps=row_steps(each, manifest),
             request_id=context.id,
-            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else "",
+            traceparent=context.traceparent,
         )
         for each in params
     ]

@@ -115,7 +115,8 @@ async def decode_upload(
             )
         return decode_image(data, size=size, fit=fit, max_pixels=max_pixels, param=param)
 
-    return await to_thread.run_sync(decode, limiter=gateway.decoding)
+    with gateway.tracing.span("decode upload"):
+        return await to_thread.run_sync(decode, limiter=gateway.decoding)
 
 
 def stack_uploads(uploads: Sequence[Upload]) -> NDArray[np.uint8]:

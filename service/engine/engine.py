@@ -48,6 +48,7 @@ class Engine:
         shift: the model's timestep shift.
         calibration: of the backend; without it its limits are taken as they are.
         cache_bytes: for prefilled prompts and sources that may come again; 0 remembers none.
+        with_calls: ticks tell which jobs each call was for.
         clock: seconds of any origin, for durations.
         now: Unix seconds, for deadlines.
 
@@ -62,6 +63,7 @@ class Engine:
         shift: float,
         calibration: Calibration | None = None,
         cache_bytes: int = _CACHE_BYTES,
+        with_calls: bool = False,
         clock: Callable[[], float] = time.perf_counter,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -74,7 +76,7 @@ class Engine:
         self._now = now
         self._pace = Pace(calibration)
         self._spare = SpareTime(self._pace)
-        self._log = TickLog(self._note_fault, clock)
+        self._log = TickLog(self._note_fault, clock, with_calls=with_calls)
         self._scheduler: Scheduler[Picture] = Scheduler(calibration.max_rows)
         for_sources = cache_bytes // _SOURCES_SHARE
         self._prefiller = Prefiller(backend, calibration, cache_bytes - for_sources)

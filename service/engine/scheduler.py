@@ -33,6 +33,11 @@ class DenoiseJob:
             raise ValueError(f"step must be in [0, {self.num_steps}), got {self.step}")
 
     @property
+    def job_id(self) -> str:
+        """The job that it belongs to, as of a piece of an image."""
+        return self.id
+
+    @property
     def rows_now(self) -> int:
         """Model rows of the next step, at most `num_rows`."""
         return self.num_rows

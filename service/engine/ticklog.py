@@ -2,12 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from service.engine.isolation import isolate
-from service.engine.work import EngineEvent, Tick
+from service.engine.work import EngineCall, EngineEvent, Tick
 
-T = TypeVar("T")
+
+class _OfJob(Protocol):
+    @property
+    def job_id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_OfJob)
 R = TypeVar("R")
 
 
@@ -17,15 +23,19 @@ class TickLog:
     Args:
         on_fault: hears of each batch of two or more that failed and is tried again in halves.
         clock: seconds of any origin.
+        with_calls: note for each call which jobs it was for.
     """
 
     def __init__(
         self,
         on_fault: Callable[[Sequence[object], Exception], None],
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        with_calls: bool = False,
     ) -> None:
         self._on_fault = on_fault
         self._clock = clock
+        self._with_calls = with_calls
         self.tick = Tick()
 
     @property
@@ -50,6 +60,9 @@ class TickLog:
         outcomes = isolate(items, call, self._note_fault)
         seconds = self._clock() - started
         self.tick.stage_seconds.append((stage, seconds))
+        if self._with_calls:
+            job_ids = tuple(item.job_id for item in items)
+            self.tick.calls += (EngineCall(stage, job_ids, started, seconds),)
         return outcomes, seconds
 
     def _note_fault(self, items: Sequence[object], error: Exception) -> None:

@@ -164,6 +164,18 @@ class Failed:
 EngineEvent: TypeAlias = Stepped | Previewed | Denoised | Finished | Failed
 
 
+@dataclass(frozen=True, slots=True)
+class EngineCall:
+    """One prefill, denoise, encode, decode or preview call: its jobs, a job for each of its images,
+    and when it began, by the engine's clock.
+    """
+
+    stage: str
+    job_ids: tuple[str, ...]
+    started: float
+    seconds: float
+
+
 @dataclass(kw_only=True)
 class Tick:
     """What one tick of the engine did.
@@ -172,7 +184,7 @@ class Tick:
     only fill the batch up; stage_seconds: duration of each prefill, denoise (one step), encode,
     decode and preview call; faults: errors of calls that were then retried in halves, and of
     previews, which are left out; step_s, row_steps_per_s: the moving averages of a step of such a
-    batch and of the rate of a full one.
+    batch and of the rate of a full one; calls: those of stage_seconds with their jobs, if wanted.
     """
 
     events: list[EngineEvent] = field(default_factory=list)
@@ -182,3 +194,4 @@ class Tick:
     row_steps_per_s: float = 0.0
     stage_seconds: list[tuple[str, float]] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
+    calls: tuple[EngineCall, ...] = ()

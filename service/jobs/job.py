@@ -107,6 +107,7 @@ class Job:
 
     `created_at`, `deadline_at`: Unix times in seconds. `owner`: the hash of the caller's key.
     `row_steps`: model rows times velocity evaluations, by which owners share the workers.
+    `traceparent`: the request's span, by W3C Trace Context, or empty.
     """
 
     id: str
@@ -152,6 +153,17 @@ class Job:
             "traceparent": self.traceparent,
         }
         return {name: value for name, value in fields.items() if value}
+
+    @property
+    def trace_id(self) -> str:
+        """Of the request's trace, empty where it has none; 32 hex digits."""
+        return self.traceparent[3:35]
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What a log line names the job by; the trace where it has one."""
+        ids = {"job_id": self.id, "request_id": self.request_id, "task": self.task}
+        return {**ids, "trace_id": self.trace_id} if self.trace_id else ids
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "Job":
@@ -240,6 +252,14 @@ class QueueDepth:
     waiting: int
     oldest_s: float
     row_steps: int = 0
+
+
+@dataclass(frozen=True)
+class RedisMemory:
+    """Memory of the queue's server, used and allowed; `limit_bytes` 0: no limit is set."""
+
+    used_bytes: int
+    limit_bytes: int
 
 
 def to_json(value: Any) -> str:

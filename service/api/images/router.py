@@ -19,7 +19,7 @@ from service.api.images.stream import EventFamily, ImageEventStream
 from service.api.jobs.description import job_answers, takes_job_headers
 from service.api.jobs.respond import respond
 from service.api.openapi import BINARY, json_body, multipart_schema, request_body
-from service.api.request_context import context_of, serves
+from service.api.request_context import context_of
 from service.api.state import Gateway, GatewayDep
 
 # A prompt and two dozen short fields; far below what a picture may take.
@@ -45,7 +45,7 @@ _ANSWERS = job_answers({**_PICTURES, "text/event-stream": {}})
     response_model=ImagesResponse,
     responses=_ANSWERS,
     openapi_extra=json_body(GenerationFields),
-    dependencies=[serves("generate"), takes_job_headers()],
+    dependencies=[takes_job_headers()],
 )
 async def generate_images(request: Request, gateway: GatewayDep, owner: OwnerDep) -> Response:
     """Pictures from a prompt.
@@ -55,8 +55,9 @@ async def generate_images(request: Request, gateway: GatewayDep, owner: OwnerDep
     `partial_images` asks for, `image_generation.completed` for each picture, `error` if one fails.
     """
     require_media_type(request, JSON_TYPE)
-    fields = parse_json(await read_body(request, MAX_JSON_BYTES), GenerationFields)
-    call = plan_generation(request, gateway, owner, fields)
+    with gateway.tracing.span("read"):
+        fields = parse_json(await read_body(request, MAX_JSON_BYTES), GenerationFields)
+        call = plan_generation(request, gateway, owner, fields)
     return await _answer(request, gateway, call, "image_generation")
 
 
@@ -71,7 +72,7 @@ async def generate_images(request: Request, gateway: GatewayDep, owner: OwnerDep
             )
         }
     ),
-    dependencies=[serves("edit"), takes_job_headers()],
+    dependencies=[takes_job_headers()],
 )
 async def edit_image(request: Request, gateway: GatewayDep, owner: OwnerDep) -> Response:
     """Pictures from one picture and an instruction; everything else stays as it is.
@@ -82,8 +83,9 @@ async def edit_image(request: Request, gateway: GatewayDep, owner: OwnerDep) -> 
     The picture is brought to the model's size and the answer cropped back to its aspect ratio; the
     header `x-rpiae-fit` says how, `x-rpiae-box` where the picture lies in the answer.
     """
-    form = await read_form(request, max_files=MAX_FILES)
-    call = await plan_edit(request, gateway, owner, form)
+    with gateway.tracing.span("read"):
+        form = await read_form(request, max_files=MAX_FILES)
+        call = await plan_edit(request, gateway, owner, form)
     return await _answer(request, gateway, call, "image_edit")
 
 
@@ -94,15 +96,16 @@ async def edit_image(request: Request, gateway: GatewayDep, owner: OwnerDep) -> 
     openapi_extra=request_body(
         {"multipart/form-data": multipart_schema(VariationFields, {"image": _SOURCE})}
     ),
-    dependencies=[serves("variation"), takes_job_headers()],
+    dependencies=[takes_job_headers()],
 )
 async def vary_image(request: Request, gateway: GatewayDep, owner: OwnerDep) -> Response:
     """Pictures like one picture, without an instruction; `strength` says how far from it.
 
     The picture comes to the model's size and back as for edits.
     """
-    form = await read_form(request, max_files=MAX_FILES)
-    call = await plan_variation(request, gateway, owner, form)
+    with gateway.tracing.span("read"):
+        form = await read_form(request, max_files=MAX_FILES)
+        call = await plan_variation(request, gateway, owner, form)
     return await _answer(request, gateway, call)
 
 
@@ -112,5 +115,5 @@ async def _answer(
     """Put the jobs, then stream, or answer once they have ended, or at once with their state."""
     if events and call.stream and not call.group.asynchronous:
         await call.group.put(call.payload)
-        return ImageEventStream(call, context_of(request), events, gateway.queue)
+        return ImageEventStream(call, context_of(request), events, gateway)
     return await respond(request, gateway, call.group, call.payload)

@@ -8,17 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Literal, TypeAlias
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.api.disconnect import cancel_tasks
+from service.api.disconnect import cancel_tasks, unless_disconnected
 from service.api.error_response import CLIENT_CLOSED_REQUEST
 from service.api.images.plans import ImageCall
 from service.api.images.schemas import CompletedEvent, PartialImageEvent
 from service.api.request_context import RequestContext
+from service.api.state import Gateway
 from service.errors import NotFound, QueueUnavailable, ServiceError
 from service.jobs.job import GenerateParams, Job
-from service.jobs.queue import JobQueue
 
 _KEEP_ALIVE_S = 15.0  # below the idle limits of common proxies
 _MAX_UNREAD = 16  # events; a reader that is further behind gets no more previews
@@ -32,10 +33,10 @@ class ImageEventStream(StreamingResponse):
     """Streams a call whose jobs are already in the queue; a client that leaves cancels the rest."""
 
     def __init__(
-        self, call: ImageCall, context: RequestContext, family: EventFamily, queue: JobQueue
+        self, call: ImageCall, context: RequestContext, family: EventFamily, gateway: Gateway
     ) -> None:
         self._call = call
-        self._queue = queue
+        self._gateway = gateway
         self._context = context
         self._family: EventFamily = family
         super().__init__(
@@ -46,8 +47,11 @@ class ImageEventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Around the whole answer: a client may leave before the generator has run at all.
-        async with self._call.group:
-            await super().__call__(scope, receive, send)
+        async with self._call.group as group:
+            # Before the answer begins, so that it can still be a refusal.
+            await unless_disconnected(Request(scope, receive), group.await_worker())
+            with self._gateway.tracing.span("stream"):
+                await super().__call__(scope, receive, send)
 
     async def _events(self) -> AsyncIterator[bytes]:
         ready: _Ready = asyncio.Queue()
@@ -97,7 +101,7 @@ class ImageEventStream(StreamingResponse):
         next_number = 0
         async with (
             asyncio.timeout(max(0.0, job.deadline_at - time.time())),
-            aclosing(self._queue.events(job.id)) as events,
+            aclosing(self._gateway.queue.events(job.id)) as events,
         ):
             async for event in events:
                 if event.kind != "preview" or not event.blob or ready.qsize() >= _MAX_UNREAD:

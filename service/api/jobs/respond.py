@@ -29,6 +29,8 @@ async def respond(
                 "preference-applied": "respond-async",
             }
             return await state_response(request, gateway, group.stored, 202, headers)
-        outcomes = await unless_disconnected(request, group.outcomes())
-    answer = await build_answer(request, gateway, group.stored, group.jobs, outcomes)
+        with gateway.tracing.span("wait"):
+            outcomes = await unless_disconnected(request, group.outcomes())
+    with gateway.tracing.span("answer"):
+        answer = await build_answer(request, gateway, group.stored, group.jobs, outcomes)
     return Response(answer.content, media_type=answer.media_type, headers=answer.headers)

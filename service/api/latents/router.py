@@ -38,7 +38,6 @@ from service.api.latents.service import (
 )
 from service.api.new_jobs import make_jobs
 from service.api.openapi import BINARY, multipart_schema, request_body
-from service.api.request_context import serves
 from service.api.state import GatewayDep
 from service.jobs.job import EncodeParams
 from service.sizes import written
@@ -61,7 +60,7 @@ _FILES = {"image": {"type": "array", "items": BINARY}}
             JSON_TYPE: EncodeFields.model_json_schema(),
         }
     ),
-    dependencies=[serves("encode"), takes_job_headers()],
+    dependencies=[takes_job_headers()],
 )
 async def encode_images(
     request: Request,
@@ -78,8 +77,9 @@ async def encode_images(
     """
     wanted = encode_media_type(request)
     size = gateway.sizes.parse(query.size)
-    files = await read_pictures(request, gateway)
-    pictures = await decode_pictures(gateway, files, size, query)
+    with gateway.tracing.span("read"):
+        files = await read_pictures(request, gateway)
+        pictures = await decode_pictures(gateway, files, size, query)
     headers = pictures.headers
     content: list[Any] = [query.model_dump(exclude_defaults=True), *files]
     seed = 0
@@ -106,7 +106,7 @@ async def encode_images(
     response_model=DecodedImages,
     responses=job_answers({**_PICTURES, **_TENSORS}),
     openapi_extra=request_body({**_TENSORS, JSON_TYPE: DecodeFields.model_json_schema()}),
-    dependencies=[serves("decode"), takes_job_headers()],
+    dependencies=[takes_job_headers()],
 )
 async def decode_latents(
     request: Request,
@@ -119,7 +119,8 @@ async def decode_latents(
     Answers a picture for one item and JSON with base64 for many; with `Accept`, also one array of
     uint8 pixels (B, 3, H, W) as safetensors (`images`) or npy. Pictures are cut to `box`.
     """
-    file = await read_latents_body(request, gateway)
+    with gateway.tracing.span("read"):
+        file = await read_latents_body(request, gateway)
     wanted = decode_media_type(request, query, len(file.latents))
     frame = gateway.sizes.frame_of(file.latents.shape[2:])
     boxes = boxes_to_keep(query.box, file, frame)

@@ -117,6 +117,7 @@ class Service:
         self._processes: list[Process] = []
         self.redis: Process | None = None
         self.gateways: dict[str, Process] = {}  # by address
+        self.workers: list[Process] = []
 
     def start_redis(self, *options: str, max_file_bytes: int | None = None) -> Process:
         """Start it, or start it again with the files of the last one; it answers on return."""
@@ -141,7 +142,8 @@ class Service:
 
     def start_worker(self, **settings: Any) -> Process:
         """Start a worker; `await_ready` tells when it takes jobs."""
-        return self._start("worker", settings)
+        self.workers.append(self._start("worker", settings))
+        return self.workers[-1]
 
     def await_ready(self, address: str, num_workers: int) -> None:
         """Return when a gateway sees so many workers."""

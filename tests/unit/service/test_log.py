@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from service.log import bind_job, bind_request, configure_logging, get_logger
+from service.log import bind_request, configure_logging, get_logger
 
 
 @pytest.fixture
@@ -45,18 +45,33 @@ def test_our_lines_and_those_of_libraries_look_alike(lines: io.StringIO) -> None
     assert {line["route"] for line in (ours, theirs)} == {"/v1/models"}
 
 
-def test_a_job_replaces_what_was_bound_before(lines: io.StringIO) -> None:
+def test_a_request_replaces_what_was_bound_before(lines: io.StringIO) -> None:
     bind_request("req-1", route="/v1/models")
-    bind_job("job-1", request_id="req-2")
-    get_logger("service.worker").info("finished")
-    bind_job("job-2")
-    get_logger("service.worker").info("finished")
+    bind_request("req-2")
+    get_logger("service.api").info("answered")
 
-    first, second = parsed(lines)
-    assert (first["job_id"], first["request_id"]) == ("job-1", "req-2")
-    assert "route" not in first
-    assert second["job_id"] == "job-2"
-    assert "request_id" not in second
+    (line,) = parsed(lines)
+    assert line["request_id"] == "req-2"
+    assert "route" not in line
+
+
+def test_the_console_has_lines_for_the_eyes(lines: io.StringIO) -> None:
+    stream = io.StringIO()
+    configure_logging("info", "console", stream=stream)
+    bind_request("req-1")
+    get_logger("service.api").info("answered", status=200)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        get_logger("service.api").exception("request failed")
+    first, second, *trace = stream.getvalue().splitlines()
+    assert "answered" in first
+    assert "status=200" in first
+    assert "request_id=req-1" in first
+    assert "request failed" in second
+    assert "ValueError: broken" in trace[-1]
+    assert "\x1b" not in stream.getvalue()  # no colours where nobody sees them
+    assert lines.getvalue() == ""
 
 
 def test_exceptions_come_as_one_line(lines: io.StringIO) -> None:
