@@ -51,7 +51,7 @@ COPY --from=wheel /wheel /wheel
 RUN pip install --no-compile --no-cache-dir --no-deps /wheel/*.whl \
     && pip uninstall --yes setuptools pip \
     && find /opt/rpiae -name tests -type d -prune -exec rm -r {} + \
-    && python -B -c "import service.cli, service.gateways, service.api.server"
+    && python -B -c "import service.cli, service.gateways, service.api.server, service.otlp"
 
 # torch alone first, so that what comes after it brings no other build. The default index has the
 # CUDA build, which is many times larger.
@@ -61,7 +61,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch
 COPY --from=wheel /wheel /wheel
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt "$(echo /wheel/*.whl)[onnxruntime]" \
+    pip install -c constraints.txt "$(echo /wheel/*.whl)[onnxruntime,tracing]" \
     && pip uninstall --yes setuptools pip
 
 FROM build AS worker-gpu-packages
@@ -69,7 +69,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c constraints.txt torch
 COPY --from=wheel /wheel /wheel
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt "$(echo /wheel/*.whl)[gpu]" \
+    pip install -c constraints.txt "$(echo /wheel/*.whl)[gpu,tracing]" \
     && pip uninstall --yes setuptools pip
 
 
@@ -95,11 +95,9 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
 CMD ["gateway"]
 
 
-# Its metrics answer once the model is loaded. Nobody but Prometheus asks it anything, so it
-# needs no API keys.
+# Its metrics answer once the model is loaded.
 FROM runtime AS worker
-ENV RPIAE_ALLOW_ANONYMOUS=true \
-    RPIAE_METRICS_PORT=9100
+ENV RPIAE_METRICS_PORT=9100
 COPY bundles/stickers bundles/stickers
 EXPOSE 9100
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
@@ -107,6 +105,12 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
 CMD ["worker"]
 
 FROM worker AS worker-gpu
+# What torch.compile builds kernels with, when a worker starts.
+USER root
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ python3-dev \
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=worker-gpu-packages /opt/rpiae /opt/rpiae

@@ -83,31 +83,39 @@ class InvalidRequest(ServiceError):
 
 
 class Unauthorized(ServiceError):
+    """The service has API keys, and the request carries none of them."""
+
     default_status = 401
     default_type = "authentication_error"
     default_code = "invalid_api_key"
 
 
 class NotFound(ServiceError):
+    """There is no such thing here, or it belongs to another key."""
+
     default_status = 404
     default_type = "invalid_request_error"
     default_code = "not_found"
 
 
 class Conflict(ServiceError):
+    """The request does not fit what there is already."""
+
     default_status = 409
     default_type = "invalid_request_error"
     default_code = "conflict"
 
 
 class RateLimited(ServiceError):
+    """This caller asks for more than its share."""
+
     default_status = 429
     default_type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
 
 
 class Overloaded(ServiceError):
-    """The queue is full. `retry_after_s` is always set."""
+    """The queue is full. `retry_after_s` is always set, so clients read Retry-After."""
 
     default_status = 429
     default_type = "rate_limit_error"
@@ -115,6 +123,8 @@ class Overloaded(ServiceError):
 
 
 class NoWorker(ServiceError):
+    """No live worker serves this model."""
+
     default_status = 503
     default_code = "no_worker"
 
@@ -153,6 +163,8 @@ class JobCancelled(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
+    """The time that the request had is over."""
+
     default_status = 504
     default_code = "deadline_exceeded"
 

@@ -98,6 +98,7 @@ def run(settings: Settings, on_listening: Callable[[str], None], index: int | No
         return
     if settings.redis_url is None:
         raise SettingsError(f"a gateway needs a Redis: set {ENV_PREFIX}REDIS_URL")
+    settings.check_exposure()
     read_manifest(settings.bundle)
     with gateway_processes(settings) as processes:
         asyncio.run(_run(settings, processes, on_listening))

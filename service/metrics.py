@@ -1,8 +1,10 @@
 """Every metric of the service in one place: base units, few label values, no ids, no prompts.
 
 A gateway sets the queue's gauges from Redis when it is scraped; a worker exports its own on its
-own port.
+own port. Those of a GPU have no samples where NVML tells nothing.
 """
+
+from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
@@ -18,7 +20,8 @@ _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 REQUESTS = Counter(
     "rpiae_requests",
-    "Requests that were answered; outcome: ok, client_error, rejected, cancelled, expired, failed",
+    "Requests that were answered; outcome: ok, client_error, limited, rejected, cancelled, "
+    "expired, failed, unavailable",
     ["task", "outcome"],
 )
 REQUEST_SECONDS = Histogram(
@@ -31,6 +34,10 @@ REQUEST_SECONDS = Histogram(
 QUEUE_DEPTH = Gauge("rpiae_queue_depth", "Jobs that wait for a worker", ["priority"])
 QUEUE_OLDEST_SECONDS = Gauge(
     "rpiae_queue_oldest_seconds", "How long the oldest waiting job has waited", ["priority"]
+)
+REDIS_MEMORY_BYTES = Gauge("rpiae_redis_memory_bytes", "Memory that the queue's Redis uses")
+REDIS_MEMORY_LIMIT_BYTES = Gauge(
+    "rpiae_redis_memory_limit_bytes", "Memory that the queue's Redis may use; 0: no limit is set"
 )
 QUEUE_WAIT_SECONDS = Histogram(
     "rpiae_queue_wait_seconds",
@@ -55,6 +62,13 @@ STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=_LATENCY_BUCKETS_S,
 )
+PREVIEWS = Counter("rpiae_previews", "Previews that were sent")
+PREVIEW_SECONDS = Counter("rpiae_preview_seconds", "Time in which the engine decoded previews")
+ROW_STEPS_PER_SECOND = Gauge(
+    "rpiae_row_steps_per_second",
+    "Model rows times steps in a second that a full batch makes, a moving average",
+    ["worker"],
+)
 IMAGES = Counter("rpiae_images", "Pictures that were delivered", ["task"])
 
 REDELIVERIES = Counter("rpiae_redeliveries", "Jobs handed out again after a lease ended")
@@ -67,7 +81,48 @@ MODEL = Info("rpiae_model", "The served model")
 BACKEND_WORKERS = Gauge(
     "rpiae_backend_workers", "Workers by the runtime of their model", ["backend"]
 )
-DEVICE_MEMORY_BYTES = Gauge("rpiae_device_memory_bytes", "Device memory in use", ["worker"])
-DEVICE_UTILIZATION_RATIO = Gauge(
-    "rpiae_device_utilization_ratio", "Share of time the device was busy, 0 to 1", ["worker"]
+UNUSABLE_BACKEND_WORKERS = Gauge(
+    "rpiae_unusable_backend_workers",
+    "Workers that could not use a runtime for which their bundle has files",
+    ["backend"],
 )
+RELOADS = Counter(
+    "rpiae_reloads", "Bundles that were to be swapped in; outcome: done, refused", ["outcome"]
+)
+DEVICE_MEMORY_BYTES = Gauge(
+    "rpiae_device_memory_bytes",
+    "Device memory that the worker's model holds; on a CPU, of its weights",
+    ["worker"],
+)
+DEVICE_UTILIZATION_RATIO = Gauge(
+    "rpiae_device_utilization_ratio",
+    "Share of time in which the worker's engine computed, 0 to 1",
+    ["worker"],
+)
+
+GPU_UTILIZATION_RATIO = Gauge(
+    "rpiae_gpu_utilization_ratio",
+    "Share of the last moments in which the GPU ran anything, whoever asked for it, 0 to 1",
+    ["worker"],
+)
+GPU_MEMORY_BYTES = Gauge(
+    "rpiae_gpu_memory_bytes", "Memory of the GPU in use, by all processes", ["worker"]
+)
+GPU_MEMORY_LIMIT_BYTES = Gauge(
+    "rpiae_gpu_memory_limit_bytes", "Memory that the GPU has", ["worker"]
+)
+GPU_ENERGY_JOULES = Counter(
+    "rpiae_gpu_energy_joules", "Energy that the GPU used since the worker started", ["worker"]
+)
+
+_OF_WORKERS = (
+    ACTIVE_ROWS, ROW_STEPS_PER_SECOND, DEVICE_MEMORY_BYTES, DEVICE_UTILIZATION_RATIO,
+    GPU_UTILIZATION_RATIO, GPU_MEMORY_BYTES, GPU_MEMORY_LIMIT_BYTES, GPU_ENERGY_JOULES,
+)  # fmt: skip
+
+
+def forget_worker(name: str) -> None:
+    """Take back what a worker said that is no more while its process lives on."""
+    for metric in _OF_WORKERS:
+        with suppress(KeyError):
+            metric.remove(name)

@@ -1,6 +1,7 @@
 """What is let into the queue: within the caller's limits, and with a deadline that can be met."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -9,7 +10,7 @@ from service.api.cost import num_evaluations
 from service.api.estimate import Pace, estimate_s
 from service.api.rate_limit import RateLimiter
 from service.api.request_context import RequestContext
-from service.errors import DeadlineExceeded, InvalidRequest, RateLimited
+from service.errors import DeadlineExceeded, InvalidRequest, QueueUnavailable, RateLimited
 from service.jobs.job import Job
 from service.jobs.standing import Standing
 from service.settings import Settings
@@ -50,7 +51,8 @@ class Admission:
         """Refuse jobs of one request that go beyond the caller's limits or cannot end in time.
 
         Args:
-            context: of the request; it names the caller, and gets the headers of its rate limit.
+            context: of the request; it names the caller, and gets the headers of its rate limit,
+                and a note for the metrics where that or another limit of the caller refuses it.
             jobs: equal but for their seeds.
             workers: what those announced that could take the jobs.
             has_deadline: the caller set one. Without it nothing is refused for being late.
@@ -62,10 +64,20 @@ class Admission:
         """
         if has_deadline:
             await self._check_deadline(jobs, workers)
-        if self._limiter is not None:
-            await self._charge(self._limiter, context, len(jobs))
+        try:
+            if self._limiter is not None:
+                await self._charge(self._limiter, context, len(jobs))
+            if self._max_jobs:
+                await self._count_jobs(context, jobs)
+        except RateLimited:
+            context.limited = True
+            raise
+
+    async def withdraw(self, context: RequestContext, jobs: Sequence[Job]) -> None:
+        """Jobs that were let in are not put after all, and count no more as the caller's."""
         if self._max_jobs:
-            await self._count_jobs(context, jobs)
+            with suppress(QueueUnavailable):  # they stop to count by themselves, after a while
+                await self._standing.release(context.caller, jobs)
 
     async def _check_deadline(
         self, jobs: Sequence[Job], workers: Mapping[str, Mapping[str, Any]]

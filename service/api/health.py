@@ -13,7 +13,13 @@ from service.api.state import Gateway, GatewayDep
 from service.api.worker_metrics import merge_families, scrape_workers
 from service.errors import QueueUnavailable
 from service.jobs.job import PRIORITIES
-from service.metrics import QUEUE_DEPTH, QUEUE_OLDEST_SECONDS, WORKERS
+from service.metrics import (
+    QUEUE_DEPTH,
+    QUEUE_OLDEST_SECONDS,
+    REDIS_MEMORY_BYTES,
+    REDIS_MEMORY_LIMIT_BYTES,
+    WORKERS,
+)
 
 router = APIRouter(tags=["operation"])
 
@@ -29,7 +35,10 @@ async def check_alive() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "`reason` says what is missing."}})
 async def check_ready(gateway: GatewayDep) -> Response:
-    """200 when Redis answers, a worker has the model loaded, and this gateway stays."""
+    """200 when Redis answers, a worker has the model loaded, and this gateway stays.
+
+    Where requests wait for a worker (RPIAE_WAIT_FOR_WORKER_S), none is needed to be ready.
+    """
     model = gateway.manifest.name
     if gateway.draining.is_set():
         return _not_ready("the gateway is shutting down")
@@ -38,7 +47,7 @@ async def check_ready(gateway: GatewayDep) -> Response:
             workers = await gateway.serving_workers()
     except (QueueUnavailable, TimeoutError):
         return _not_ready("Redis does not answer")
-    if not workers:
+    if not workers and not gateway.settings.wait_for_worker_s:
         return _not_ready(f"no live worker serves {model}")
     return JSONResponse({"status": "ready", "model": model, "workers": len(workers)})
 
@@ -65,14 +74,18 @@ async def _read_queue_gauges(gateway: Gateway) -> dict[str, dict[str, Any]]:
         async with asyncio.timeout(_PATIENCE_S):
             depths = await gateway.queue.depth()
             workers = await gateway.serving_workers()
+            memory = await gateway.redis_memory()
     except (QueueUnavailable, TimeoutError):
-        for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_SECONDS):
-            for priority in PRIORITIES:
-                gauge.labels(priority).set(math.nan)
-        WORKERS.set(math.nan)
+        for priority in PRIORITIES:
+            QUEUE_DEPTH.labels(priority).set(math.nan)
+            QUEUE_OLDEST_SECONDS.labels(priority).set(math.nan)
+        for gauge in (WORKERS, REDIS_MEMORY_BYTES, REDIS_MEMORY_LIMIT_BYTES):
+            gauge.set(math.nan)
         return {}
     for priority, depth in depths.items():
         QUEUE_DEPTH.labels(priority).set(depth.waiting)
         QUEUE_OLDEST_SECONDS.labels(priority).set(depth.oldest_s)
     WORKERS.set(len(workers))
+    REDIS_MEMORY_BYTES.set(memory.used_bytes)
+    REDIS_MEMORY_LIMIT_BYTES.set(memory.limit_bytes)
     return workers

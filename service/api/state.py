@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict
 
@@ -13,9 +14,24 @@ from models.class_names import ClassNames
 from models.manifest import Manifest
 from service.api.admission import Admission
 from service.api.vocabulary import Vocabulary
+from service.errors import QueueUnavailable
+from service.jobs.job import RedisMemory
 from service.jobs.queue import JobQueue
+from service.jobs.reloads import Reloads
+from service.served_model import ServedModel
 from service.settings import Settings
 from service.sizes import Sizes
+from service.tracing import Tracing
+
+_MEMORY_MAX_AGE_S = 1.0
+_LOOK_EVERY_S = 0.25
+
+
+@dataclass
+class CurrentModel:
+    """The model that requests are checked against; a reload changes it."""
+
+    served: ServedModel
 
 
 @dataclass
@@ -24,6 +40,15 @@ class LastWorkers:
 
     infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     at: float = 0.0
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass
+class LastMemory:
+    """What the queue's server held when it was last asked, and when that was."""
+
+    memory: RedisMemory | None = None
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,12 +56,9 @@ class Gateway:
     """Opened by the application's lifespan, shared by all requests."""
 
     settings: Settings
-    manifest: Manifest
-    bundle_written_at: int
-    """Unix time in seconds."""
-    vocabulary: Vocabulary | None
-    class_names: ClassNames | None
+    model: CurrentModel
     queue: JobQueue
+    reloads: Reloads
     admission: Admission
     local_http: httpx.AsyncClient
     """For the workers' metrics on this machine."""
@@ -46,7 +68,24 @@ class Gateway:
     """Set when the gateway shuts down: who only watches may go on elsewhere."""
     decoding: anyio.CapacityLimiter
     """Bounds the threads that decode uploads, and so the memory their pixels take."""
+    tracing: Tracing
     last_workers: LastWorkers = field(default_factory=LastWorkers)
+    last_memory: LastMemory = field(default_factory=LastMemory)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the model that is served now."""
+        return self.model.served.manifest
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Of the model that is served now."""
+        return self.model.served.vocabulary
+
+    @property
+    def class_names(self) -> ClassNames | None:
+        """Of the model that is served now."""
+        return self.model.served.class_names
 
     @property
     def sizes(self) -> Sizes:
@@ -54,7 +93,7 @@ class Gateway:
         return Sizes.of(self.manifest, self.settings.max_encode_side)
 
     async def serving_workers(self, max_age_s: float = 0) -> dict[str, dict[str, Any]]:
-        """The live workers that have this gateway's model, and what they announced.
+        """The live workers that take jobs for this gateway's model, and what they announced.
 
         Args:
             max_age_s: of an answer that may be given again, unless it named nobody.
@@ -67,9 +106,39 @@ class Gateway:
             return last.infos
         workers = await self.queue.workers()
         model = self.manifest.name
-        last.infos = {name: info for name, info in workers.items() if info.get("model") == model}
+        last.infos = {
+            name: info
+            for name, info in workers.items()
+            if model in (info.get("model"), *info.get("also", ()))
+        }
         last.at = now
         return last.infos
+
+    async def await_worker(self, patience_s: float) -> bool:
+        """Whether a worker serves this gateway's model now, or does within a time."""
+        last, give_up_at = self.last_workers, time.monotonic() + patience_s
+        while True:
+            # Of many requests that wait, one asks.
+            async with last.asking:
+                if not last.infos and time.monotonic() - last.at >= _LOOK_EVERY_S:
+                    with suppress(QueueUnavailable):  # its jobs wait for its return too
+                        await self.serving_workers()
+            left_s = give_up_at - time.monotonic()
+            if last.infos or left_s <= 0:
+                return bool(last.infos)
+            await asyncio.sleep(min(_LOOK_EVERY_S, left_s))
+
+    async def redis_memory(self) -> RedisMemory:
+        """Of the queue's server, at most a second ago.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        now, last = time.monotonic(), self.last_memory
+        if last.memory is None or now - last.at > _MEMORY_MAX_AGE_S:
+            last.memory = await self.queue.memory()
+            last.at = now
+        return last.memory
 
 
 class State(TypedDict):

@@ -1,12 +1,13 @@
 """Metrics of workers on this machine that nobody else scrapes, shown among the gateway's own.
 
 A worker on a free port announces where it exports; one on a configured port is Prometheus' own
-target, announces nothing, and so is never counted twice.
+target, announces nothing, and so is never counted twice. Each worker's series carry its name: a sum
+over workers would fall when one ends, which Prometheus takes for counters that began anew.
 """
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -23,6 +24,8 @@ _GATEWAY_FAMILIES = (
     "rpiae_request_seconds",
     "rpiae_queue_depth",
     "rpiae_queue_oldest_seconds",
+    "rpiae_redis_memory_bytes",
+    "rpiae_redis_memory_limit_bytes",
     "rpiae_workers",
     "rpiae_model_info",
 )
@@ -40,42 +43,41 @@ class Families:
 
 async def scrape_workers(
     client: httpx.AsyncClient, workers: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Expositions of the workers that announced an address on this machine.
+) -> dict[str, str]:
+    """Expositions, by name, of the workers that announced an address on this machine.
 
     A worker that does not answer is left out: it may just be leaving.
     """
     host = socket.gethostname()
-    neighbours = [info for info in workers.values() if info.get("host") == host]
-    addresses = [str(info.get("metrics_url") or "") for info in neighbours]
-    texts = await asyncio.gather(
-        *(_scrape(client, address) for address in addresses if address.startswith(_LOCAL))
-    )
-    return [text for text in texts if text]
+    names: dict[str, str] = {}  # by address: a process that swaps its model has two for a while
+    for name, info in workers.items():
+        address = str(info.get("metrics_url") or "")
+        if info.get("host") == host and address.startswith(_LOCAL):
+            names[address] = max(name, names.get(address, name))
+    texts = await asyncio.gather(*(_scrape(client, address) for address in names))
+    return {name: text for name, text in zip(names.values(), texts, strict=True) if text}
 
 
-def merge_families(own: Iterable[Metric], scraped: Sequence[str]) -> Families:
-    """The gateway's families, those of the model's work replaced by the workers' sums."""
+def merge_families(own: Iterable[Metric], scraped: Mapping[str, str]) -> Families:
+    """The gateway's families, those of the model's work replaced by the workers', each labelled."""
     families = {family.name: family for family in own}
-    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for text in scraped:
+    replaced = set()
+    for worker, text in scraped.items():
         for family in text_string_to_metric_families(text):
-            if not _of_worker(family.name):
+            name = family.name
+            if not _of_worker(name):
                 continue
-            if family.name not in sums:
-                families[family.name] = Metric(family.name, family.documentation, family.type)
-            values = sums.setdefault(family.name, {})
+            if name not in replaced:
+                families[name] = Metric(name, family.documentation, family.type)
+                replaced.add(name)
             for sample in family.samples:
-                key = (sample.name, tuple(sample.labels.items()))
-                values[key] = values.get(key, 0.0) + sample.value
-    for name, values in sums.items():
-        for (sample_name, labels), value in values.items():
-            families[name].add_sample(sample_name, dict(labels), value)
+                labels = {"worker": worker, **sample.labels}
+                families[name].add_sample(sample.name, labels, sample.value)
     return Families(families.values())
 
 
 def _of_worker(name: str) -> bool:
-    # The times at which series were created, which a sum would spoil, are families of their own.
+    # The times at which series were created are families of their own.
     return (
         name.startswith(_PREFIX) and name not in _GATEWAY_FAMILIES and not name.endswith("_created")
     )

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from service.errors import Conflict, Overloaded
 from service.jobs.connection import unavailable_as_service_error
 from service.jobs.group import Group
-from service.jobs.job import PRIORITIES, Job, Priority, QueueDepth, Status, to_json
+from service.jobs.job import PRIORITIES, Job, Priority, QueueDepth, RedisMemory, Status, to_json
 from service.jobs.leases import Leases, to_ms
 from service.settings import Settings
 
@@ -220,6 +220,12 @@ class JobQueue(Leases):
             priority: QueueDepth(waiting=waiting, oldest_s=oldest_ms / 1000, row_steps=row_steps)
             for priority, (waiting, oldest_ms, row_steps) in zip(PRIORITIES, depths, strict=True)
         }
+
+    async def memory(self) -> RedisMemory:
+        """What the server holds of everything, other users' data included."""
+        with unavailable_as_service_error():
+            info = await self._redis.info("memory")
+        return RedisMemory(used_bytes=info["used_memory"], limit_bytes=info["maxmemory"])
 
     async def announce(self, worker: str, info: dict[str, Any], ttl_s: float) -> None:
         """Say that a worker lives, for `ttl_s`; 0 takes it off the list."""

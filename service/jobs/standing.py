@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from service.jobs.connection import unavailable_as_service_error
 from service.jobs.job import Job
 from service.jobs.scripts import Scripts
 
@@ -29,7 +30,9 @@ class Standing:
     """
 
     def __init__(self, redis: Redis, *, name: str, ttl_s: float = 86400) -> None:
-        self._scripts = Scripts(redis, f"rpiae:{{{name}}}")
+        self._redis = redis
+        self._root = f"rpiae:{{{name}}}"
+        self._scripts = Scripts(redis, self._root)
         self._ttl_ms = round(1000 * ttl_s)
 
     async def reserve(self, caller: str, jobs: Sequence[Job], max_jobs: int) -> int | None:
@@ -46,6 +49,11 @@ class Standing:
         ids = [job.id for job in jobs]
         num_held, noted = await self._scripts.run("reserve", [caller, max_jobs, self._ttl_ms, *ids])
         return None if noted else int(num_held)
+
+    async def release(self, caller: str, jobs: Sequence[Job]) -> None:
+        """Jobs that were reserved do not come to the queue: it refused them."""
+        with unavailable_as_service_error():
+            await self._redis.zrem(f"{self._root}:held:{caller}", *(job.id for job in jobs))
 
     async def ahead(self, job: Job) -> Ahead:
         """What stands before a job, which has a deadline, if it is put now."""

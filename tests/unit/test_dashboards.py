@@ -183,6 +183,43 @@ def test_promtool_parses_every_expression(
     assert f"{len(records)} rules found" in finished.stdout
 
 
+def test_panels_of_gpus_show_what_workers_with_a_gpu_export(
+    require_tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Stands in for tests/integration/test_prometheus.py, which has no GPU."""
+    where = 'job="rpiae-worker", instance="w:9100"'
+    series = {
+        f'rpiae_model_info{{name="m", {where}}}': "1x10",
+        f'rpiae_gpu_utilization_ratio{{worker="a", {where}}}': "0.5x10",
+        f'rpiae_gpu_memory_bytes{{worker="a", {where}}}': "3x10",
+        f'rpiae_gpu_memory_limit_bytes{{worker="a", {where}}}': "8x10",
+        f'rpiae_gpu_energy_joules_total{{worker="a", {where}}}': "0+18000x10",
+    }
+    panels = [
+        expression
+        for path in DASHBOARDS
+        for _, expression in expressions_of(read_dashboard(path), **VARIABLES)
+        if "rpiae_gpu_" in expression
+    ]
+    shown = dict(zip(panels, (0.5, 3, 8, 300), strict=True))  # 18 kJ a minute are 300 W
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": text} for name, text in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": expression.replace("[1m]", "[2m]"),
+                "eval_time": "8m",
+                "exp_samples": [{"labels": '{worker="a"}', "value": value}],
+            }
+            for expression, value in shown.items()
+        ],
+    }
+    file = tmp_path / "gpu.yml"
+    file.write_text(yaml.safe_dump({"tests": [case]}))
+    finished = promtool(require_tool, "test", "rules", str(file))
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+
+
 def test_promtool_refuses_a_broken_expression(
     require_tool: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -187,6 +187,42 @@ def test_the_autoscaler_reads_every_stream_of_the_queue() -> None:
     assert all("consumerGroup" not in trigger["metadata"] for trigger in triggers)
 
 
+def test_without_a_worker_requests_wait_for_one() -> None:
+    """deploy/k8s/scale-to-zero: where nobody works, a job must stay until somebody does."""
+    (component,) = read(K8S / "scale-to-zero" / "kustomization.yaml")
+    patches = {
+        (patch["target"]["kind"], patch["target"]["name"]): yaml.safe_load(patch["patch"])
+        for patch in component["patches"]
+    }
+    (replicas,) = patches["ScaledObject", "worker"]
+    assert (replicas["path"], replicas["value"]) == ("/spec/minReplicaCount", 0)
+    assert find(autoscaling(), "ScaledObject", "worker")["spec"]["minReplicaCount"] == 1
+    (wait,) = patches["Deployment", "gateway"]
+    assert wait["path"] == "/spec/template/spec/containers/0/env/-"
+    assert wait["value"]["name"] == "RPIAE_WAIT_FOR_WORKER_S"
+    assert 0 < float(wait["value"]["value"]) < setting("gateway", "RPIAE_REQUEST_TIMEOUT_S")
+
+
+def test_scale_to_zero_renders(tmp_path: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not on PATH")
+    shutil.copytree(K8S, tmp_path / "k8s")
+    overlay = tmp_path / "k8s" / "overlays" / "cpu" / "kustomization.yaml"
+    text = overlay.read_text(encoding="utf-8")
+    both = "  - ../../autoscaling\n  - ../../scale-to-zero\n"
+    overlay.write_text(text.replace("  - ../../autoscaling\n", both), encoding="utf-8")
+    command = [kubectl, "kustomize", str(overlay.parent)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    items = list(yaml.safe_load_all(finished.stdout))
+    assert find(items, "ScaledObject", "worker")["spec"]["minReplicaCount"] == 0
+    (gateway,) = find(items, "Deployment", "gateway")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "RPIAE_WAIT_FOR_WORKER_S", "value": "100"} in gateway["env"]
+    for item in items:
+        check(item)
+
+
 @pytest.mark.parametrize("name", ["gateway", "worker"])
 def test_there_is_time_to_drain(name: str) -> None:
     spec = find(base(), "Deployment", name)["spec"]["template"]["spec"]

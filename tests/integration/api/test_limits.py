@@ -178,6 +178,15 @@ def test_jobs_that_one_key_may_have(
         refused(ask(4, 0), 429, "too_many_jobs")
 
 
+def test_what_a_full_queue_refused_does_not_count(make_settings, start_gateway: StartGateway):
+    settings = make_settings(max_jobs_per_key=3, max_waiting=2)
+    with start_gateway(settings) as gateway:
+        announce(settings)
+        for _ in range(3):
+            answer = gateway.http.post(GENERATE, json={**PROMPT, "n": 3})
+            refused(answer, 429, "queue_full")
+
+
 def test_many_requests_at_once_do_not_slip_through(
     make_settings, start_gateway: StartGateway, wait_until: WaitUntil
 ):

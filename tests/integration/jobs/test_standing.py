@@ -55,6 +55,17 @@ async def test_all_jobs_of_a_request_or_none(
     assert await reserve_and_put(standing, queue, [make_job()]) is None
 
 
+async def test_jobs_that_were_refused_after_all_count_no_more(
+    standing: Standing, make_job: MakeJob
+) -> None:
+    jobs = [make_job() for _ in range(3)]
+    assert await standing.reserve("caller", jobs, 3) is None
+    assert await standing.reserve("caller", [make_job()], 3) == 3
+    await standing.release("caller", jobs[:2])
+    assert await standing.reserve("caller", [make_job(), make_job()], 3) is None
+    assert await standing.reserve("caller", [make_job()], 3) == 3
+
+
 async def test_of_many_at_once_as_many_as_allowed_are_let_in(
     standing: Standing, make_job: MakeJob
 ) -> None:
