@@ -28,9 +28,12 @@ ALLOWED = {
         "service.listener",
         "service.log",
         "service.metrics",
+        "service.served_model",
         "service.settings",
         "service.shared_metrics",
         "service.sizes",
+        "service.tasks",
+        "service.tracing",
     ),
     "service.backends": ("models", "service.errors"),
     "service.engine": ("models", "service.backends.base", "service.errors"),
@@ -42,14 +45,17 @@ FORBIDDEN = {
     "models.class_names": ("torch",),
     "models.manifest": ("torch",),
     "service": ("pickle",),
-    "service.api": ("torch",),
+    "service.api": ("opentelemetry", "torch"),
     "service.boxes": ("fastapi", "torch"),
     "service.errors": ("fastapi", "starlette", "torch"),
     "service.jobs": ("fastapi", "starlette", "torch"),
     "service.backends": ("fastapi", "redis"),
-    "service.engine": ("fastapi", "redis"),
+    "service.engine": ("fastapi", "opentelemetry", "redis"),
     "service.engine.scheduler": ("torch",),
+    "service.served_model": ("fastapi", "torch"),
     "service.sizes": ("fastapi", "torch"),
+    "service.tracing": ("torch",),
+    "service.worker": ("opentelemetry",),
 }
 
 
@@ -142,7 +148,9 @@ def test_package_files_are_empty(room: str) -> None:
     assert filled == []
 
 
-@pytest.mark.parametrize("module", ["service.api.app", "service.jobs.queue", "models.manifest"])
+@pytest.mark.parametrize(
+    "module", ["service.api.app", "service.jobs.queue", "service.otlp", "models.manifest"]
+)
 def test_gateway_starts_without_torch(module: str) -> None:
     program = f"import sys, {module}\nassert 'torch' not in sys.modules, 'torch was imported'"
     finished = subprocess.run(
