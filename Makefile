@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 VERSIONS := pyproject.toml constraints.txt
@@ -23,7 +24,7 @@ PROMTOOL := $(or $(CI),$(shell command -v promtool))
 # OpenMP threads that spin while they wait stall each other on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: serve test check bench
+.PHONY: serve test check bench peers
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.stamp-serve
@@ -42,8 +43,18 @@ check: $(VENV)/.stamp-dev
 	$(if $(PROMTOOL),promtool check config $(PROMETHEUS)/prometheus.yml $(PROMETHEUS)/kubernetes.yml)
 	$(if $(PROMTOOL),promtool test rules $(PROMETHEUS)/alerts_test.yml)
 
+# make bench ARGS=--full measures for hours what the short form measures in 15 minutes.
 bench: $(VENV)/.stamp-dev
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The servers that `python -m benchmarks.serving_peers` measures beside ours, in $(PEERS).
+peers: $(PEERS)/.stamp
+
+$(PEERS)/.stamp: benchmarks/peers/requirements.txt constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch setuptools
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
 
 # torch comes first and pinned: whatever is installed after it then leaves it alone.
 $(VENV)/.stamp-torch: constraints.txt

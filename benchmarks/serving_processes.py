@@ -58,6 +58,7 @@ def running_service(
     cores: Cores,
     *,
     worker_program: Sequence[str] = ("-m", "service.cli", "worker"),
+    num_workers: int = 1,
     **settings: Any,
 ) -> Iterator[RunningService]:
     """A service that is ready for requests, for as long as the context lasts.
@@ -68,6 +69,7 @@ def running_service(
         bundle: what it serves.
         cores: where.
         worker_program: arguments of the interpreter that start a worker.
+        num_workers: all on the worker's cores; `pids` has the last one.
         settings: of gateway and worker, by their names.
 
     Raises:
@@ -94,8 +96,9 @@ def running_service(
                 }.items()
             },
         }
-        worker = stack.enter_context(_process(worker_program, environment))
-        os.sched_setaffinity(worker.pid, cores.worker)
+        for _ in range(num_workers):
+            worker = stack.enter_context(_process(worker_program, environment))
+            os.sched_setaffinity(worker.pid, cores.worker)
         gateway = stack.enter_context(_process(("-m", "service.cli", "gateway"), environment))
         assert gateway.stdout is not None
         url = gateway.stdout.readline().decode().strip()

@@ -12,12 +12,13 @@ With --step-s the fake backend takes that long for a step, and --row-s more for 
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.emulation import emulated_backend
 from models.manifest import Manifest
-from service import worker, worker_process
-from service.backends.base import Backend, Limits
-from service.backends.fake_backend import FakeBackend
+from service import loading, worker, worker_process
+from service.choosing import Choice
 from service.engine import engine
 from service.engine.scheduler import DenoiseJob, Scheduler
 from service.settings import Settings, load_settings
@@ -90,19 +91,13 @@ def apply_policy(policy: str) -> None:
 def emulate_device(step_s: float, row_s: float) -> None:
     """Make the workers of this process run on a fake device with those step times."""
 
-    def load_backend(settings: Settings, manifest: Manifest, _index: int = 0) -> Backend:
+    def load_backend(
+        settings: Settings, _directory: Path, manifest: Manifest, _index: int = 0
+    ) -> Choice:
         assert settings.max_rows is not None
-        limits = Limits(
-            image_size=manifest.image_size,
-            latent_shape=manifest.latent_shape,
-            max_rows=settings.max_rows,
-            max_images=4,
-            other_sizes=manifest.other_sizes,
-        )
-        rows = range(1, settings.max_rows + 1)
-        return FakeBackend(limits, step_seconds={count: step_s + count * row_s for count in rows})
+        return Choice(emulated_backend(manifest, settings.max_rows, step_s, row_s))
 
-    worker_process.load_backend = load_backend
+    loading.load_backend = load_backend
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backends, tokenizer, training
+from benchmarks import backends, tokenizer, trace_example, training
 from benchmarks.backends_table import markdown as markdown_of_backends
 from benchmarks.readme import README, fill
 from benchmarks.samplers import RESULTS, markdown
+from benchmarks.trace_picture import draw_trace
 from export.dims import PublishedDims
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
@@ -24,6 +25,19 @@ def test_the_tokenizers_table_is_that_of_its_results() -> None:
     text = README.read_text(encoding="utf-8")
     report = json.loads(tokenizer.RESULTS.read_text(encoding="utf-8"))
     assert fill(text, "tokenizer", tokenizer.markdown(report)) == text
+
+
+def test_the_trace_is_that_of_its_results_and_adds_up() -> None:
+    text = trace_example.PAGE.read_text(encoding="utf-8")
+    report = json.loads(trace_example.RESULTS.read_text(encoding="utf-8"))
+    assert fill(text, trace_example.SECTION, trace_example.markdown(report)) == text
+    spans = trace_example.spans_of(report)
+    picture = trace_example.PICTURE.read_text(encoding="utf-8")
+    assert draw_trace(trace_example.rows_of(spans)) == picture
+    parts = trace_example.parts_s(spans)
+    assert parts.keys() == trace_example.PARTS.keys()
+    whole = trace_example.request_of(spans).seconds
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.05)
 
 
 def test_the_training_table_is_that_of_its_results() -> None:
