@@ -81,12 +81,10 @@ class Leases(JobStore):
                     await self._redis.xread(places, count=1, block=slice_ms)
                 left_ms -= slice_ms
             deliveries, places = await self._take_now(worker, credit, urgent)
-            if deliveries:
+            if deliveries or left_ms <= 0:
                 if credit:  # these are of both priorities
                     self._places[worker] = places
                 return deliveries
-            if left_ms <= 0:
-                return []
 
     async def renew(self, worker: str, deliveries: Iterable[Delivery]) -> set[str]:
         """Restart the leases. Returns the ids of jobs that are another worker's by now."""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -260,3 +261,16 @@ async def test_a_worker_that_got_all_there_was_gets_what_comes_then(
 
     await let_lease_end("w", held)
     assert ids(await queue.take("other", 2, 0)) == [first.id]
+
+
+async def test_a_worker_that_goes_on_waiting_asks_once_for_each_wait(
+    queue: JobQueue, client: Redis
+) -> None:
+    async def num_scripts() -> int:
+        stats: Any = await client.info("commandstats")
+        return int(stats["cmdstat_evalsha"]["calls"])
+
+    assert await queue.take("w", 1, 30) == []
+    before = await num_scripts()
+    assert await queue.take("w", 1, 30) == []
+    assert await num_scripts() == before + 1
