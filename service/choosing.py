@@ -61,7 +61,13 @@ def choose(candidates: Sequence[Candidate], call: Call) -> Choice:
         except Exception as error:  # whatever it is, another runtime may do
             backend = None
             unusable[candidate.name] = str(error)
-            log.warning("a runtime cannot be used", backend=candidate.name, reason=str(error))
+            unexpected = None if isinstance(error, BundleError) else error
+            log.warning(
+                "a runtime cannot be used",
+                backend=candidate.name,
+                reason=str(error),
+                exc_info=unexpected,
+            )
     if not seconds:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unusable.items())
         raise BundleError(f"no runtime can be used: {reasons}")

@@ -111,13 +111,16 @@ class _Exporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send, or drop."""
+        reason = "the collector refused them or did not answer"
         try:
             result = self._otlp.export(spans)
-        except Exception:  # such as an address that is none; it costs spans and nothing else
-            result = SpanExportResult.FAILURE
+        except Exception as error:  # such as an address that is none; it costs spans, nothing else
+            result, reason = SpanExportResult.FAILURE, str(error)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self.failing:
-            log.warning("traces cannot be sent and are dropped until the collector answers")
+            log.warning(
+                "traces cannot be sent and are dropped until the collector answers", reason=reason
+            )
         elif self.failing and not failed:
             log.info("traces are sent again")
         self.failing = failed
