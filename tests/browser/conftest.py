@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from benchmarks.serving import own_server
 from tests.browser.visit import BROWSER_OPTIONS, Visit, png_of, visiting
 
 STEP_S = 0.04  # a hundred steps leave time to cancel, also on a busy machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chromium itself crashes once in many runs, whatever the page: only then a test runs again."""
+    again = pytest.mark.flaky(reruns=2, only_rerun=["TargetClosedError"])
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(again)
 
 
 # Both for this folder only: a server would stand idle beside all other tests, and Playwright keeps
@@ -27,12 +36,25 @@ def service() -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def browser(require_tool: Callable[[str], str]) -> Iterator[Browser]:
+def running_browser(require_tool: Callable[[str], str]) -> Iterator[Callable[[], Browser]]:
+    """Function that gives the browser of all tests; another one when that has crashed."""
     chromium = require_tool("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*BROWSER_OPTIONS])
-        yield browser
-        browser.close()
+    with sync_playwright() as playwright, ExitStack() as stack:
+        browsers: list[Browser] = []
+
+        def get() -> Browser:
+            if not browsers or not browsers[-1].is_connected():
+                options = {"executable_path": chromium, "args": [*BROWSER_OPTIONS]}
+                browsers.append(playwright.chromium.launch(**options))
+                stack.callback(browsers[-1].close)
+            return browsers[-1]
+
+        yield get
+
+
+@pytest.fixture
+def browser(running_browser: Callable[[], Browser]) -> Browser:
+    return running_browser()
 
 
 @pytest.fixture

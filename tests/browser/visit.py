@@ -15,7 +15,10 @@ PATIENCE_MS = 15_000
 # What Chromium itself writes of an answer that is no success.
 FAILED_ANSWER = "Failed to load resource: the server responded with a status of "
 
-BROWSER_OPTIONS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
+# Without a GPU Chromium emulates one, in a process whose crash can take the browser with it.
+BROWSER_OPTIONS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
 
 
 class Visit:
