@@ -3,13 +3,13 @@
 Latents are (B, C, h, w) float32, normalised; images are (B, 3, H, W) uint8.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import orjson
 import pydantic_core
 import safetensors.numpy
 from numpy.lib import format as npy_format
@@ -124,9 +124,16 @@ def write_npy(array: NDArray[Any]) -> bytes:
 
 
 def write_json(fields: Mapping[str, Any]) -> bytes:
-    """Compact JSON; arrays become nested lists."""
-    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+    """Compact JSON; arrays become nested lists, of the shortest numbers that read back the same.
+
+    Raises:
+        ValueError: an array holds values that are not finite, which JSON does not have.
+    """
+    arrays = {k: np.ascontiguousarray(v) for k, v in fields.items() if isinstance(v, np.ndarray)}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():  # orjson would write null
+            raise ValueError(f"{name} holds values that are not finite")
+    return orjson.dumps({**fields, **arrays}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _malformed(message: str) -> InvalidRequest:
