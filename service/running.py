@@ -86,6 +86,19 @@ class RunningJob:
         return round(self.delivery.job.row_steps * (1 - done / num_steps))
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a worker can take.
+
+    credit: jobs of any priority; urgent_credit: interactive ones, to which batch jobs give way, as
+    many or more; places: free rows, of which it asks for a part at a time.
+    """
+
+    credit: int
+    urgent_credit: int
+    places: int
+
+
 class RunningJobs:
     """Jobs by id, in order of arrival.
 
@@ -155,17 +168,20 @@ class RunningJobs:
         """Jobs that a cancellation can still stop."""
         return [job for job in self if not job.ending]
 
-    def credit(self, max_rows: int, *, urgent: bool) -> int:
-        """Jobs to ask the queue for: those that could step at once, and no store of others.
-
-        urgent: interactive ones, to which batch jobs give way.
-        """
+    def room(self, max_rows: int) -> Room:
+        """What to ask the queue for: jobs that could step at once, and no store of others."""
         if sum(job.held_rows == 0 for job in self._jobs.values()) >= self._max_done:
-            return 0
-        occupying = [job for job in self._jobs.values() if job.urgent or not urgent]
-        free = max_rows - sum(job.rows_to_come for job in occupying)
+            return Room(0, 0, 0)
+        urgent_rows = rows = 0
+        for job in self._jobs.values():
+            rows += job.rows_to_come
+            urgent_rows += job.rows_to_come if job.urgent else 0
         at_once = max(1, max_rows // _SHARE_AT_ONCE)
-        return min(at_once, max(0, free) // _USUAL_ROWS)
+        return Room(
+            credit=min(at_once, max(0, max_rows - rows) // _USUAL_ROWS),
+            urgent_credit=min(at_once, max(0, max_rows - urgent_rows) // _USUAL_ROWS),
+            places=max(0, max_rows - rows),
+        )
 
     def pop_progress(self) -> dict[str, tuple[int, int]]:
         """Latest (step, num_steps) of the jobs that moved since the last call."""

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from service.errors import QueueUnavailable
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
+from service.running import Room
 from service.tasks import end_tasks
 
 log = get_logger(__name__)
@@ -23,7 +25,7 @@ class Taking:
 
     Args:
         queue, worker: where jobs are taken, and under whose name.
-        credit: jobs to take now; with True those for which batch jobs give way.
+        room: what can be taken now.
         accept: called with each job.
         draining: set when no more are to be taken.
     """
@@ -32,56 +34,62 @@ class Taking:
         self,
         queue: JobQueue,
         worker: str,
-        credit: Callable[[bool], int],
+        room: Callable[[], Room],
         accept: Callable[[Delivery], None],
         draining: asyncio.Event,
     ) -> None:
         self._queue = queue
         self._worker = worker
-        self._credit = credit
+        self._room = room
         self._accept = accept
         self._draining = draining
-        self._room = (asyncio.Event(), asyncio.Event())
+        self._woken = (asyncio.Event(), asyncio.Event())
 
     def wake(self) -> None:
         """Rows became free, or a job left, or the worker drains."""
-        if self._draining.is_set() or self._credit(True):  # as many as of any priority, or more
-            for event in self._room:
+        if self._draining.is_set() or self._room().urgent_credit:
+            for event in self._woken:
                 event.set()
 
     async def run(self) -> None:
         """Take jobs; returns once the worker drains."""
         readers = [
-            asyncio.create_task(self._read(room, only_urgent=only_urgent))
-            for room, only_urgent in zip(self._room, (False, True), strict=True)
+            asyncio.create_task(self._read(woken, only_urgent=only_urgent))
+            for woken, only_urgent in zip(self._woken, (False, True), strict=True)
         ]
         try:
             await asyncio.gather(*readers)
         finally:
             await end_tasks(readers)
 
-    async def _read(self, room: asyncio.Event, *, only_urgent: bool) -> None:
+    async def _read(self, woken: asyncio.Event, *, only_urgent: bool) -> None:
         while not self._draining.is_set():
-            room.clear()
-            credit, urgent = self._credit(False), self._credit(True)
-            if only_urgent:
-                urgent = 0 if credit else urgent  # the other reader takes any that come
-                credit = 0
-            elif not credit:
-                urgent = 0
-            if not urgent:
-                await room.wait()
+            woken.clear()
+            room = self._room()
+            # With credit for any job the first reader takes all that come; the second without it.
+            if only_urgent == bool(room.credit) or not room.urgent_credit:
+                await self._withdraw(only_urgent)
+                await woken.wait()
                 continue
             try:
                 deliveries = await self._queue.take(
-                    self._worker, credit, _BLOCK_MS, urgent_credit=max(credit, urgent)
+                    self._worker,
+                    room.credit,
+                    _BLOCK_MS,
+                    urgent_credit=room.urgent_credit,
+                    places=room.places,
                 )
                 if self._draining.is_set():
                     await self._queue.give_back(self._worker, deliveries)
-                    return
+                    break
             except QueueUnavailable as error:
                 log.warning("cannot take jobs", reason=str(error.__cause__))
                 await asyncio.sleep(_RETRY_S)
                 continue
             for delivery in deliveries:
                 self._accept(delivery)
+        await self._withdraw(only_urgent)
+
+    async def _withdraw(self, only_urgent: bool) -> None:
+        with suppress(QueueUnavailable):  # the others look by themselves, too
+            await self._queue.withdraw(self._worker, only_urgent=only_urgent)

@@ -29,7 +29,7 @@ from service.intake import to_work
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
-from service.running import RunningJob, RunningJobs
+from service.running import Room, RunningJob, RunningJobs
 from service.settings import Settings
 from service.taking import Taking
 from service.tasks import end_tasks
@@ -91,7 +91,7 @@ class Worker:
         self._endings = Endings(queue, self.name, self._jobs, self._on_end)
         self._attending = Attending(queue, self._jobs, self._cancel)
         self._draining = asyncio.Event()
-        self._taking = Taking(queue, self.name, self._credit, self._accept, self._draining)
+        self._taking = Taking(queue, self.name, self._room, self._accept, self._draining)
         self._heartbeat = Heartbeat(
             queue,
             self.name,
@@ -154,8 +154,8 @@ class Worker:
         await self._give_back([job for job in self._jobs if not job.begun])
         await self._finish_running()
 
-    def _credit(self, urgent: bool) -> int:
-        return self._jobs.credit(self._engine.max_rows, urgent=urgent)
+    def _room(self) -> Room:
+        return self._jobs.room(self._engine.max_rows)
 
     def _accept(self, delivery: Delivery) -> None:
         job = delivery.job

@@ -2,7 +2,6 @@
 -- ARGV: worker, waiting_ttl_ms, then for each delivery: priority, entry, id.
 
 local worker, ttl_ms = ARGV[1], ARGV[2]
-local freed = 0
 for i = 3, #ARGV, 3 do
   local priority, entry, id = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local stream, job = key('stream', priority), key('job', id)
@@ -17,10 +16,5 @@ for i = 3, #ARGV, 3 do
       add_event(id, ttl_ms, 'queued', '{}')
     end
     show_lag(priority)
-    freed = freed + 1
   end
 end
-if freed > 0 then
-  redis.call('XADD', root .. ':wake', 'MAXLEN', 1, '*', 'freed', freed)
-end
-return freed

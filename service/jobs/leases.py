@@ -46,10 +46,16 @@ class Leases(JobStore):
         )
         self._dead_error, self._late_error = to_json(dead.to_dict()), to_json(LATE.to_dict())
         self._unanswered: dict[str, list[str]] = {}  # names of takes, by worker
-        self._places: dict[str, dict[Any, Any]] = {}  # where workers that got all go on
+        self._called: set[str] = set()  # readers that are called when there is a job for them
 
     async def take(
-        self, worker: str, credit: int, block_ms: int, *, urgent_credit: int | None = None
+        self,
+        worker: str,
+        credit: int,
+        block_ms: int,
+        *,
+        urgent_credit: int | None = None,
+        places: int | None = None,
     ) -> list[Delivery]:
         """Jobs that are now held by the worker until its lease ends.
 
@@ -58,33 +64,52 @@ class Leases(JobStore):
         earliest deadline, then the oldest. Jobs that are past their deadline or were handed out too
         often are ended on the way. What a call handed out whose reply got lost comes with the next.
 
+        A new job wakes one of the workers that wait, the one with most free places. Who waited calls
+        again, or tells with `withdraw` that it does not.
+
         Args:
             worker: a name that no other process uses, nor this one after a restart.
             credit: free slots of the worker for jobs of any priority.
             block_ms: how long to wait when there is nothing; 0 does not wait.
             urgent_credit: jobs to take in all, of which those beyond `credit` are interactive;
                 `credit` unless given.
+            places: free places in all, of which a credit may be a part; `urgent_credit` unless
+                given.
         """
         urgent = credit if urgent_credit is None else urgent_credit
         if urgent < credit:
             raise ValueError(f"urgent_credit is {urgent}, below the credit of {credit}")
         if urgent < 1:
             return []
+        reader = _reader(worker, only_urgent=not credit) if block_ms > 0 else ""
+        waiting = (reader, urgent if places is None else places)
+        is_called = reader in self._called
+        self._called.discard(reader)
         left_ms = block_ms
         cancellation = Cancellation()
-        places = self._places.pop(worker, {}) if credit and block_ms > 0 else {}
         while True:
             cancellation.check()
-            if places:
+            if is_called:
                 slice_ms = min(left_ms, BLOCK_SLICE_MS)
                 with unavailable_as_service_error():
-                    await self._redis.xread(places, count=1, block=slice_ms)
+                    await self._redis.blpop([self._key("call", reader)], timeout=slice_ms / 1000)
                 left_ms -= slice_ms
-            deliveries, places = await self._take_now(worker, credit, urgent)
+            deliveries, is_called = await self._take_now(worker, credit, urgent, waiting)
             if deliveries or left_ms <= 0:
-                if credit:  # these are of both priorities
-                    self._places[worker] = places
+                if is_called:
+                    self._called.add(reader)
                 return deliveries
+
+    async def withdraw(self, worker: str, *, only_urgent: bool = False) -> None:
+        """Take no part in the waiting any more, after a `take` that waited.
+
+        Args:
+            only_urgent: it was one without credit for jobs of any priority.
+        """
+        reader = _reader(worker, only_urgent=only_urgent)
+        if reader in self._called:
+            self._called.discard(reader)
+            await self._scripts.run("withdraw", [reader])
 
     async def renew(self, worker: str, deliveries: Iterable[Delivery]) -> set[str]:
         """Restart the leases. Returns the ids of jobs that are another worker's by now."""
@@ -165,17 +190,20 @@ class Leases(JobStore):
         return newest[0][0].decode() if newest else "0-0"
 
     async def _take_now(
-        self, worker: str, credit: int, urgent: int
-    ) -> tuple[list[Delivery], dict[Any, Any]]:
-        """Jobs, and the places in the streams from where to wait when there are none."""
+        self, worker: str, credit: int, urgent: int, waiting: Sequence[str | int]
+    ) -> tuple[list[Delivery], bool]:
+        """Jobs, and whether the reader is called when there are more.
+
+        `waiting`: the reader and its free places.
+        """
         call, unanswered = secrets.token_hex(8), self._unanswered.setdefault(worker, [])
         args: list[str | int] = [
             worker, credit, urgent, self._lease_ms, self._max_deliveries, self._waiting_ttl_ms,
             self._result_ttl_ms, self._dead_letter_ttl_ms, self._max_streak,
-            self._dead_error, self._late_error, call, *unanswered,
+            self._dead_error, self._late_error, *waiting, call, *unanswered,
         ]  # fmt: skip
         try:
-            handed, dead_ids, last = await self._scripts.run("take", args)
+            handed, dead_ids, is_called = await self._scripts.run("take", args)
         except BaseException:  # also when this task was cancelled: the call may still be on its way
             unanswered.append(call)
             del unanswered[:-_MAX_UNANSWERED]
@@ -185,9 +213,7 @@ class Leases(JobStore):
             for job_id in dead_ids:
                 self._on_dead_letter(job_id.decode())
         deliveries = [await self._to_delivery(worker, *raw) for raw in handed]
-        names = [f"{self._root}:stream:{priority}" for priority in PRIORITIES]
-        places = dict(zip([*names, f"{self._root}:wake"], last, strict=False))
-        return [delivery for delivery in deliveries if delivery], places
+        return [delivery for delivery in deliveries if delivery], bool(is_called)
 
     async def _to_delivery(
         self,
@@ -233,6 +259,11 @@ class Leases(JobStore):
 def to_ms(seconds: float) -> int:
     """Whole milliseconds."""
     return round(seconds * 1000)
+
+
+def _reader(worker: str, *, only_urgent: bool) -> str:
+    """Who is called; a worker may have two. As in shared.lua."""
+    return f"{worker}:urgent" if only_urgent else worker
 
 
 def _entries(deliveries: Iterable[Delivery]) -> list[str]:

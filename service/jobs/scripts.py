@@ -12,7 +12,7 @@ from service.jobs.connection import unavailable_as_service_error
 _FOLDER = Path(__file__).parent
 _NAMES = (
     "ahead", "announce", "cancel", "depth", "finish", "give_back", "open",
-    "publish", "put", "renew", "requeue", "reserve", "take", "workers",
+    "publish", "put", "renew", "requeue", "reserve", "take", "withdraw", "workers",
 )  # fmt: skip
 
 

@@ -13,7 +13,9 @@
 --   <root>:group:<id>         hash: a group's fields, num_left (jobs that have not ended), ttl_ms
 --   <root>:idempotency:<key>  id of the group that was put with it
 --   <root>:done               stream of the ids of jobs that ended, for those who wait
---   <root>:wake               stream, touched when an entry becomes free again
+--   <root>:ready:any, :urgent  sorted sets of the readers that wait for jobs, by their free places with a
+--                             minus sign; the second ones take interactive jobs only
+--   <root>:call:<reader>      list, pushed to when that reader is to look
 --   <root>:cancel             set of running jobs that someone cancelled
 --   <root>:cancelled          stream of their ids, for the workers to look at once
 --   <root>:dead               stream of jobs that were given up; their payloads are kept
@@ -31,6 +33,8 @@ local PRIORITIES = { 'interactive', 'batch' }
 local MIN_SILENCE_MS = 2000 -- twice as long as workers wait in one reading
 local MAX_EVENTS = 256
 local MAX_DONE = 8192
+local URGENT = ':urgent' -- after a worker's name: its reader that takes interactive jobs only
+local CALL_TTL_MS = 10000 -- longer than a reader that lives waits in one call
 local FINAL = { succeeded = true, failed = true, cancelled = true }
 
 local function key(kind, id)
@@ -61,12 +65,19 @@ local function lease(stream, entry)
   return found and found[2]
 end
 
+local function leave_ready(reader)
+  redis.call('ZREM', key('ready', 'any'), reader)
+  redis.call('ZREM', key('ready', 'urgent'), reader)
+end
+
 -- A worker that is gone: off the list, and off the groups unless it left entries behind, which must
 -- stay claimable.
 local function forget_worker(worker)
   redis.call('ZREM', root .. ':alive', worker)
   redis.call('HDEL', root .. ':workers', worker)
   redis.call('HDEL', root .. ':takes', worker)
+  leave_ready(worker)
+  leave_ready(worker .. URGENT)
   for _, priority in ipairs(PRIORITIES) do
     local stream = key('stream', priority)
     if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, worker) == 0 then
@@ -92,6 +103,19 @@ local function leases_count(lease_ms)
   end
   redis.call('HSET', pace, 'heard_ms', now, 'grace_ms', grace_ms)
   return now >= grace_ms
+end
+
+-- Let one of those who wait look for a job of this priority: who has most free places. One, because a
+-- thousand that wake for each job would keep the server busier than the jobs do.
+local function call_reader(priority)
+  local found = redis.call('ZPOPMIN', key('ready', 'any'))[1]
+  if not found and priority == 'interactive' then
+    found = redis.call('ZPOPMIN', key('ready', 'urgent'))[1]
+  end
+  if found then
+    redis.call('RPUSH', key('call', found), 1)
+    redis.call('PEXPIRE', key('call', found), CALL_TTL_MS)
+  end
 end
 
 local function add_event(id, ttl_ms, kind, data, blob)
@@ -139,7 +163,7 @@ local function settle(id, ttl_ms, status, data, extra, keep_payload)
   end
   redis.call('SREM', root .. ':cancel', id)
   if redis.call('HDEL', root .. ':last_chances', id) == 1 then
-    redis.call('XADD', root .. ':wake', 'MAXLEN', 1, '*', 'freed', 1) -- the next one may go
+    call_reader('interactive') -- the next one may go
   end
   settle_in_group(job, tonumber(ttl_ms))
   add_event(id, ttl_ms, status, data)

@@ -4,16 +4,18 @@
 --
 -- ARGV: worker, credit (jobs of any priority), urgent_credit (of those and interactive ones beyond),
 -- lease_ms, max_deliveries, waiting_ttl_ms, result_ttl_ms, dead_letter_ttl_ms, interactive jobs between
--- two batch jobs, error of a dead letter, error of a passed deadline (both JSON), name of this call, then
--- the names of calls that went unanswered.
--- Returns {deliveries, ids of dead letters, last ids of {interactive, batch, wake}}; a delivery is
+-- two batch jobs, error of a dead letter, error of a passed deadline (both JSON), who waits to be called if
+-- there is nothing more or '', its free places, name of this call, then the names of calls that went
+-- unanswered.
+-- Returns {deliveries, ids of dead letters, 1 when it will be called}; a delivery is
 -- {entry, deliveries so far, milliseconds waited, payload or nil, hash fields and values}.
 
 local worker, credit, urgent_credit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease_ms, max_deliveries = tonumber(ARGV[4]), tonumber(ARGV[5])
 local waiting_ttl_ms = ARGV[6]
 local result_ttl_ms, dead_ttl_ms, max_streak = ARGV[7], ARGV[8], tonumber(ARGV[9])
-local dead_error, late_error, call = ARGV[10], ARGV[11], ARGV[12]
+local dead_error, late_error = ARGV[10], ARGV[11]
+local reader, places, call = ARGV[12], tonumber(ARGV[13]), ARGV[14]
 local MAX_SKIPPED = 1000 -- ended jobs that one call clears away
 local MAX_DEAD = 1000
 
@@ -96,7 +98,7 @@ local function hand_again()
     return
   end
   local unanswered = {}
-  for i = 12, #ARGV do
+  for i = 14, #ARGV do
     unanswered[ARGV[i]] = true
   end
   if not unanswered[string.match(last, '^%S+')] then
@@ -231,13 +233,14 @@ if #handed > 0 then
   redis.call('HSET', root .. ':takes', worker, table.concat(words, ' '))
 end
 
--- Where a reader that got all there was goes on: it wakes for entries newer than these. No places when
--- there may be more to read right now.
-local last = {}
-if (#handed == 0 or #handed < credit) and skipped < MAX_SKIPPED then
-  for i, stream in ipairs({ key('stream', 'interactive'), key('stream', 'batch'), root .. ':wake' }) do
-    local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-    last[i] = newest and newest[1] or '0-0'
-  end
+-- A reader is called when it got all there was; else it looks again by itself. A call that it has not
+-- heard yet was for what it sees now.
+local is_ready = reader ~= '' and (#handed == 0 or #handed < credit) and skipped < MAX_SKIPPED
+if reader ~= '' then
+  redis.call('DEL', key('call', reader))
+  leave_ready(reader)
 end
-return { handed, dead, last }
+if is_ready then
+  redis.call('ZADD', key('ready', credit > 0 and 'any' or 'urgent'), #handed - places, reader)
+end
+return { handed, dead, is_ready and 1 or 0 }

@@ -30,7 +30,7 @@ local function clock(priority)
   return tonumber(redis.call('HGET', pace, 'clock:' .. priority) or 0)
 end
 
--- `entry` with its `fields`, which are the stream's.
+-- `entry` with its `fields`, which are the stream's; somebody is called to take it.
 local function enqueue(priority, entry, fields)
   local member, turns = to_member(entry), key('turns', priority)
   redis.call('ZADD', key('waiting', priority), entry_ms(entry), member)
@@ -43,6 +43,7 @@ local function enqueue(priority, entry, fields)
     redis.call('ZREM', rested, fields.owner)
     redis.call('ZADD', turns, string.format('%.0f', math.max(turn, clock(priority))), fields.owner)
   end
+  call_reader(priority)
 end
 
 -- Put an entry into the stream and let it wait. Returns the entry.

@@ -4,7 +4,7 @@ import pytest
 
 from service.engine.work import DecodeWork, PictureWork, Work
 from service.jobs.job import DecodeParams, Delivery, GenerateParams, Job, Priority
-from service.running import RunningJob, RunningJobs
+from service.running import Room, RunningJob, RunningJobs
 
 
 def held(
@@ -26,36 +26,38 @@ def picture(name: str, rows: int) -> Work:
 
 
 @pytest.mark.parametrize(
-    ("max_rows", "num_held", "credit"),
-    [(64, 0, 8), (64, 26, 6), (64, 31, 1), (64, 32, 0), (3, 0, 1), (3, 1, 0), (8, 3, 1)],
-)
+    ("max_rows", "num_held", "credit", "places"),
+    [
+        (64, 0, 8, 64), (64, 26, 6, 12), (64, 31, 1, 2), (64, 32, 0, 0), (3, 0, 1, 3),
+        (3, 1, 0, 1), (8, 3, 1, 2), (2, 3, 0, 0),
+    ],
+)  # fmt: skip
 def test_as_many_as_can_step_and_an_eighth_at_once(
-    max_rows: int, num_held: int, credit: int
+    max_rows: int, num_held: int, credit: int, places: int
 ) -> None:
     jobs = RunningJobs(100)
     for index in range(num_held):
         held(jobs, str(index))
-    assert jobs.credit(max_rows, urgent=False) == credit
-    assert jobs.credit(max_rows, urgent=True) == credit
+    assert jobs.room(max_rows) == Room(credit, credit, places)
 
 
 def test_interactive_jobs_are_taken_as_if_there_were_no_batch_jobs() -> None:
     jobs = RunningJobs(100)
     for index in range(8):
         held(jobs, str(index), priority="batch")
-    assert [jobs.credit(16, urgent=urgent) for urgent in (False, True)] == [0, 2]
+    assert jobs.room(16) == Room(credit=0, urgent_credit=2, places=0)
     for index in range(8):
         held(jobs, f"urgent-{index}")
-    assert jobs.credit(16, urgent=True) == 0
+    assert jobs.room(16) == Room(0, 0, 0)
 
 
 def test_the_next_job_is_fetched_while_one_makes_its_last_steps() -> None:
     jobs = RunningJobs(100)
     running = [held(jobs, str(index)) for index in range(2)]
     running[0].steps = (7, 10)
-    assert jobs.credit(4, urgent=False) == 0
+    assert jobs.room(4).credit == 0
     running[0].steps = (8, 10)
-    assert jobs.credit(4, urgent=False) == 1
+    assert jobs.room(4).credit == 1
     assert jobs.held_rows == 4
 
 
@@ -63,7 +65,7 @@ def test_nothing_is_taken_while_results_pile_up() -> None:
     jobs = RunningJobs(2)
     for index in range(2):
         held(jobs, str(index)).held_rows = 0
-    assert jobs.credit(64, urgent=False) == 0
+    assert jobs.room(64) == Room(0, 0, 0)
 
 
 def test_a_job_holds_the_most_rows_until_it_is_read() -> None:
