@@ -64,8 +64,8 @@ class Leases(JobStore):
         earliest deadline, then the oldest. Jobs that are past their deadline or were handed out too
         often are ended on the way. What a call handed out whose reply got lost comes with the next.
 
-        A new job wakes one of the workers that wait, the one with most free places. Who waited calls
-        again, or tells with `withdraw` that it does not.
+        A new job wakes one of the workers that wait, the one with most free places. Who has waited
+        calls again, or tells with `withdraw` that it does not.
 
         Args:
             worker: a name that no other process uses, nor this one after a restart.

@@ -17,8 +17,11 @@ FAILED_ANSWER = "Failed to load resource: the server responded with a status of 
 
 # Without a GPU Chromium emulates one, in a process whose crash can take the browser with it.
 BROWSER_OPTIONS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+)
 
 
 class Visit:
