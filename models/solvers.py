@@ -28,7 +28,7 @@ REFERENCE_END = 0.001
 _DPM_FIRST, _UNIPC_FIRST = 0.4, 0.03
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingPlan:
     """How one picture is sampled.
 
@@ -108,20 +108,20 @@ def advance(states: Tensor, velocity: Tensor, maps: Tensor) -> Tensor:
     Sums are written out term by term, so that a row comes out the same to the bit whichever rows
     are beside it; a matrix product may add in another order for another batch.
     """
-    weights = maps.to(states)[..., None, None, None]  # (R, K, K + 1, 1, 1, 1)
-    num_slots = states.shape[1]
-    new: Tensor = weights[:, :, num_slots] * velocity[:, None]
-    for slot in range(num_slots):
-        new = new + weights[:, :, slot] * states[:, slot, None]
+    weights = maps.to(states).view(*maps.shape, *[1] * (velocity.ndim - 1))
+    *of_slots, of_velocity = weights.unbind(2)  # each (R, K, 1, 1, 1)
+    new: Tensor = of_velocity * velocity.unsqueeze(1)
+    for weight, slot in zip(of_slots, states.unbind(1), strict=True):
+        new += weight * slot.unsqueeze(1)
     return new
 
 
 def pad_map(matrix: Tensor, num_slots: int) -> Tensor:
-    """A map (k, k + 1) as one of num_slots slots, the further ones staying zero."""
-    own = matrix.shape[0]
-    padded = matrix.new_zeros(num_slots, num_slots + 1)
-    padded[:own, :own] = matrix[:, :own]
-    padded[:own, num_slots] = matrix[:, own]
+    """Maps (..., k, k + 1) as ones of num_slots slots, the further ones staying zero."""
+    own = matrix.shape[-2]
+    padded = matrix.new_zeros(*matrix.shape[:-2], num_slots, num_slots + 1)
+    padded[..., :own, :own] = matrix[..., :own]
+    padded[..., :own, num_slots] = matrix[..., own]
     return padded
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from service import metrics
 from service.engine.scheduler import MIN_ROWS
-from service.engine.work import PictureWork, Work
+from service.engine.work import PictureWork, Stepped, Tick, Work
 from service.jobs.job import Delivery, GenerateParams
 from service.log import get_logger
 from service.tracing import JobTrace
@@ -191,3 +191,13 @@ class RunningJobs:
                 moved[job_id] = job.steps
                 job.moved = False
         return moved
+
+
+def has_news(tick: Tick) -> bool:
+    """Whether more has happened than that jobs are some steps further: one has ended or is about
+    to, so that there is room, or there is something to send.
+    """
+    return any(
+        not isinstance(event, Stepped) or event.num_steps - event.step == _LAST_STEPS
+        for event in tick.events
+    )

@@ -1,8 +1,8 @@
 """The worker: jobs from the queue through the engine, and their outcomes back.
 
 Everything that speaks to the queue runs in one asyncio loop; the engine has a thread of its own;
-payloads are read and image files written by further threads. While Redis is away the engine goes
-on, and outcomes are sent when it is back, unless the lease turns out to be lost.
+large payloads are read and large files written by further threads. While Redis is away the engine
+goes on, and outcomes are sent when it is back, unless the lease turns out to be lost.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from models.manifest import Manifest
 from service import metrics
 from service.attending import Attending
 from service.backends.base import Backend
+from service.device_use import DeviceUse
 from service.endings import RETRY_S, Endings
 from service.engine.calibration import Calibration
 from service.engine.compute import ComputeThread
@@ -29,7 +30,7 @@ from service.intake import to_work
 from service.jobs.job import Delivery
 from service.jobs.queue import JobQueue
 from service.log import get_logger
-from service.running import Room, RunningJob, RunningJobs
+from service.running import Room, RunningJob, RunningJobs, has_news
 from service.settings import Settings
 from service.taking import Taking
 from service.tasks import end_tasks
@@ -38,6 +39,7 @@ from service.tracing import JobTraces
 log = get_logger(__name__)
 
 _MAX_DONE = 64
+_QUICK_BYTES = 2**16  # of a payload; it is read before a thread would have begun
 
 
 def worker_name() -> str:
@@ -86,7 +88,7 @@ class Worker:
             cache_bytes=settings.prefill_cache_mb * 2**20,
             with_calls=self._traces.wants_calls,
         )
-        self._compute = ComputeThread(self._engine, self._on_tick)
+        self._compute = ComputeThread(self._engine, self._on_ticks, has_news)
         self._jobs = RunningJobs(_MAX_DONE)
         self._endings = Endings(queue, self.name, self._jobs, self._on_end)
         self._attending = Attending(queue, self._jobs, self._cancel)
@@ -103,10 +105,7 @@ class Worker:
         )
         self.announced = self._heartbeat.announced  # set once gateways know of this worker
         self._left = asyncio.Event()  # a job left since this was last cleared
-        self._busy_s = 0.0
-        self._busy_since = time.perf_counter()
-        self._step_s = self._engine.step_alone_s
-        self._row_steps_per_s = self._engine.row_steps_per_s
+        self._device = DeviceUse(self._engine.step_alone_s, self._engine.row_steps_per_s)
 
     def drain(self) -> None:
         """Take no more jobs and come to an end; `run` then returns."""
@@ -168,7 +167,7 @@ class Worker:
             metrics.REDELIVERIES.inc()
         running = self._jobs.add(delivery)
         running.trace = self._traces.begin(delivery)
-        if delivery.payload is None:
+        if len(delivery.payload or b"") <= _QUICK_BYTES:
             self._begin(running, self._to_work(delivery))
         else:
             self._endings.track(self._prepare(running))
@@ -176,7 +175,6 @@ class Worker:
     async def _prepare(self, job: RunningJob) -> None:
         """Read the payload on another thread, while the engine and the loop go on."""
         work = await asyncio.to_thread(self._to_work, job.delivery)
-        job.trace.add("prepare")
         if not (job.ending or job.released):
             self._begin(job, work)
 
@@ -188,14 +186,16 @@ class Worker:
             return error
 
     def _begin(self, job: RunningJob, work: Work | Exception) -> None:
+        if job.delivery.payload is not None:
+            job.trace.add("prepare")
         if isinstance(work, Exception):
             self._endings.fail(job, work)
             return
         self._jobs.prepared(job, work)
         self._compute.submit(work)
 
-    def _on_tick(self, tick: Tick) -> None:
-        for event in tick.events:
+    def _on_ticks(self, ticks: Sequence[Tick]) -> None:
+        for event in [event for tick in ticks for event in tick.events]:
             job = self._jobs.get(event.job_id)
             if job is None or job.ending:
                 continue
@@ -212,17 +212,10 @@ class Worker:
                 case Failed():
                     self._endings.fail(job, event.error)
         self._on_end()  # before anything else: what ends and what is taken keeps the device busy
-        for fault in tick.faults:
-            log.warning("a batch failed and was split", reason=str(fault), exc_info=fault)
-        self._busy_s += sum(seconds for _, seconds in tick.stage_seconds)
-        metrics.PREVIEW_SECONDS.inc(sum(s for stage, s in tick.stage_seconds if stage == "preview"))
-        if tick.step_rows:
-            self._step_s, self._row_steps_per_s = tick.step_s, tick.row_steps_per_s
-            metrics.STEP_BATCH_ROWS.observe(tick.step_rows)
-            metrics.STEP_PADDING_ROWS.inc(tick.padding_rows)
-            metrics.STEP_SECONDS.observe(dict(tick.stage_seconds)["denoise"])
+        for tick in ticks:
+            self._device.note(tick)
+            self._traces.note(tick)
         self._attending.moved()
-        self._traces.note(tick)
 
     def _on_end(self) -> None:
         metrics.ACTIVE_ROWS.labels(self.name).set(self._jobs.held_rows)
@@ -240,12 +233,9 @@ class Worker:
 
     def _info(self) -> dict[str, Any]:
         """The announcement; measures how busy the device was since the last one."""
-        now = time.perf_counter()
-        busy = self._busy_s / max(now - self._busy_since, 1e-9)
-        self._busy_s, self._busy_since = 0.0, now
-        metrics.DEVICE_UTILIZATION_RATIO.labels(self.name).set(min(1.0, busy))
+        metrics.DEVICE_UTILIZATION_RATIO.labels(self.name).set(self._device.pop_busy())
         metrics.DEVICE_MEMORY_BYTES.labels(self.name).set(self._backend.memory_bytes())
-        metrics.ROW_STEPS_PER_SECOND.labels(self.name).set(self._row_steps_per_s)
+        metrics.ROW_STEPS_PER_SECOND.labels(self.name).set(self._device.row_steps_per_s)
         urgent = [job for job in self._jobs if job.urgent]
         return {
             "model": self._manifest.name,
@@ -254,11 +244,13 @@ class Worker:
             "pid": os.getpid(),
             "active_rows": self._jobs.held_rows,
             "max_rows": self._engine.max_rows,
-            "step_seconds": self._step_s if self._jobs.held_rows else self._engine.step_alone_s,
+            "step_seconds": self._device.step_s
+            if self._jobs.held_rows
+            else self._engine.step_alone_s,
             "row_steps_left": self._jobs.row_steps_left,
             "urgent_rows": sum(job.held_rows for job in urgent),
             "urgent_row_steps_left": sum(job.row_steps_left for job in urgent),
-            "row_steps_per_s": self._row_steps_per_s,
+            "row_steps_per_s": self._device.row_steps_per_s,
             **self._more_info(),
         }
 

@@ -111,7 +111,8 @@ class FakeBackend:
             os._exit(_FATAL_STATUS)
         if harm == _POISONED:
             raise BackendError("a row of this batch is poisoned")
-        time.sleep(self._seconds(len(x)))
+        if seconds := self._seconds(len(x)):  # to sleep for 0 s lets other threads run
+            time.sleep(seconds)
         target = torch.zeros_like(x)
         target[:, :_NUM_COLOURS] = context.keys.view(len(x), _NUM_COLOURS, 1, 1)
         return (x - target) / t.view(-1, 1, 1, 1)

@@ -172,6 +172,8 @@ class Engine:
         """Fail the jobs whose deadline has passed or cannot be met."""
         now = self._now()
         for picture in self._scheduler:
+            if picture.deadline_at is None:
+                continue
             step_s = self._pace.step_s(max(self._last_rows, picture.rows_now))
             error = passed(picture.deadline_at, now) or hopeless(picture, step_s, now)
             if error is not None:

@@ -12,6 +12,7 @@ each step, as is usual, would leave the memory of a solver of several steps with
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.nn import functional
 from models.context import Context
 from models.solvers import SamplingPlan, advance, pad_map, plan_sampling
 from models.transport import (
+    guide,
     guide_edit,
     initial_noise,
     interpolate,
@@ -32,6 +34,13 @@ from service.engine.work import PictureWork, Row
 
 # Many pictures are made with the same options; a plan is never changed.
 _plan = lru_cache(maxsize=256)(plan_sampling)
+
+
+@lru_cache(maxsize=256)
+def _flat_maps(plan: SamplingPlan, num_slots: int) -> list[list[float]]:
+    """Each evaluation's map as one of num_slots slots, row after row."""
+    flat: list[list[float]] = pad_map(plan.maps, num_slots).flatten(1).tolist()
+    return flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +71,14 @@ class Advanced:
 class Picture(DenoiseJob):
     """State between two steps, each of which is one velocity evaluation.
 
-    state: the plan's slots, (K, C, h, w); preview_steps: the numbers of evaluations after which a
-    preview is made, ascending.
+    state: the plan's slots, (K, C, h, w); guided: for each evaluation, whether guidance acts in it;
+    preview_steps: the numbers of evaluations after which a preview is made, ascending.
     """
 
     work: PictureWork
     plan: SamplingPlan
     state: Tensor
+    guided: tuple[bool, ...]
     source_latents: Tensor | None = None
     kept: KeptCells | None = None
     preview_steps: tuple[int, ...] = ()
@@ -102,16 +112,17 @@ class Picture(DenoiseJob):
                 velocity = target_velocity(source_latents, noise)
                 changed = _changed_cells(work.mask, latent_shape)
                 kept = KeptCells(changed.to(source_latents.device), velocity)
-        guided = any(_acts(work, t) for t in plan.times)
+        guided = _guided(work, plan.times)
         return cls(
             id=work.id,
-            num_rows=work.num_rows if guided else 1,
+            num_rows=work.num_rows if any(guided) else 1,
             num_steps=plan.num_evaluations,
             urgency=work.urgency,
             deadline_at=work.deadline_at,
             work=work,
             plan=plan,
             state=plan.initial_state(x),
+            guided=guided,
             source_latents=source_latents,
             kept=kept,
             preview_steps=preview_steps(work.partial_images, plan.num_evaluations),
@@ -131,15 +142,16 @@ class Picture(DenoiseJob):
     @property
     def rows_now(self) -> int:
         """Rows of the next step: outside the guidance interval the conditional one alone."""
-        return 1 if self.scales() == (1.0, 1.0) else self.num_rows
+        return self.num_rows if self.guided[self.step] else 1
 
-    def scales(self) -> tuple[float, float]:
-        """Guidance scales of the next step, for the prompt and the source: 1 outside the interval
-        in which guidance acts.
+    def numbers(self, num_slots: int) -> list[float]:
+        """Of the next step: its time, the guidance scales for the prompt and the source, which are
+        1 where guidance does not act, and its map as one of num_slots slots.
         """
-        if not _acts(self.work, self.plan.times[self.step]):
-            return 1.0, 1.0
-        return self.work.guidance_scale, self.work.image_guidance_scale
+        scales = (1.0, 1.0)
+        if self.guided[self.step]:
+            scales = self.work.guidance_scale, self.work.image_guidance_scale
+        return [self.plan.times[self.step], *scales, *_flat_maps(self.plan, num_slots)[self.step]]
 
     @property
     def preview_due(self) -> bool:
@@ -166,40 +178,56 @@ def step(
     after them `padding` copies of the first, whose results are thrown away.
     """
     counts = [picture.rows_now for picture in pictures]
-    owner = [index for index, count in enumerate(counts) for _ in range(count)]
-    first = [owner.index(index) for index in range(len(pictures))]
-    owner += [0] * padding
+    owner = [index for index, count in enumerate(counts) for _ in range(count)] + [0] * padding
     states = _stacked(pictures)  # (P, K, C, h, w)
-    x = states[:, 0]
-    t = torch.tensor([picture.plan.times[picture.step] for picture in pictures], device=x.device)
-    velocities = backend.velocity(x[owner], t[owner], context)  # (R + padding, C, h, w)
-    # Guidance of one formula for all: a row that a picture does without repeats its last one.
-    base = [start + min(1, count - 1) for start, count in zip(first, counts, strict=True)]
-    last = [start + count - 1 for start, count in zip(first, counts, strict=True)]
-    states = states.to(velocities.device)  # keeps float32 where the backend computes in less
-    scales = states.new_tensor([picture.scales() for picture in pictures])  # (P, 2)
-    velocity = guide_edit(
-        velocities[first],
-        velocities[base],
-        velocities[last],
-        *scales.unbind(1),
-    )  # (P, C, h, w)
+    num_slots = states.shape[1]
+    # All in one tensor, and no indices: every small tensor is a copy of its own to a GPU.
+    numbers = torch.tensor(
+        [picture.numbers(num_slots) for picture in pictures], device=states.device
+    )
+    points, times = states[:, 0].unbind(), numbers[:, 0].unbind()
+    x, t = (torch.stack([rows[index] for index in owner]) for rows in (points, times))
+    velocities = backend.velocity(x, t, context)  # (R + padding, C, h, w)
+    # A state keeps float32 where the backend computes in less.
+    states, numbers = states.to(velocities.device), numbers.to(velocities.device)
+    t, scale, image_scale = numbers[:, :3].unbind(1)
+    velocity = _combined(velocities.unbind(), counts, scale, image_scale)  # (P, C, h, w)
     for index, picture in enumerate(pictures):
         if picture.kept is not None:
             velocity[index] = picture.kept.applied(velocity[index])
-    maps = [pad_map(picture.plan.maps[picture.step], states.shape[1]) for picture in pictures]
-    clean = predict_clean(states[:, 0], velocity, t.to(states))
-    states = advance(states, velocity, torch.stack(maps))
-    return [
-        Advanced(state[: picture.plan.num_slots], point if picture.preview_due else None)
-        for picture, state, point in zip(pictures, states, clean, strict=True)
-    ]
+    new = advance(states, velocity, numbers[:, 3:].view(-1, num_slots, num_slots + 1))
+    advanced = []
+    for index, (picture, state) in enumerate(zip(pictures, new.unbind(), strict=True)):
+        clean = None
+        if picture.preview_due:
+            own = slice(index, index + 1)
+            clean = predict_clean(states[own, 0], velocity[own], t[own])[0]
+        advanced.append(Advanced(state[: picture.plan.num_slots], clean))
+    return advanced
 
 
-def _acts(work: PictureWork, t: float) -> bool:
-    """Whether guidance acts at a time and changes anything."""
+def _combined(
+    velocities: Sequence[Tensor], counts: Sequence[int], scale: Tensor, image_scale: Tensor
+) -> Tensor:
+    """Guided velocities (P, C, h, w) from those of rows, each (C, h, w), and scales (P,).
+
+    A row that a picture does without repeats its last one, and so changes nothing.
+    """
+    last = [end - 1 for end in accumulate(counts)]
+    first = [end + 1 - count for end, count in zip(last, counts, strict=True)]
+    second = [start + min(1, count - 1) for start, count in zip(first, counts, strict=True)]
+    full, base = (torch.stack([velocities[index] for index in of]) for of in (first, second))
+    if last == second:  # nobody has a third row: the same to the bit, in less time
+        return guide(full, base, scale)
+    uncond = torch.stack([velocities[index] for index in last])
+    return guide_edit(full, base, uncond, scale, image_scale)
+
+
+def _guided(work: PictureWork, times: Sequence[float]) -> tuple[bool, ...]:
+    """Whether guidance acts at each time and changes anything."""
     low, high = work.guidance_interval
-    return low <= t <= high and (work.guidance_scale, work.image_guidance_scale) != (1, 1)
+    wanted = (work.guidance_scale, work.image_guidance_scale) != (1, 1)
+    return tuple(wanted and low <= t <= high for t in times)
 
 
 def _changed_cells(mask: Tensor, latent_shape: Sequence[int]) -> Tensor:
@@ -211,13 +239,16 @@ def _changed_cells(mask: Tensor, latent_shape: Sequence[int]) -> Tensor:
 
 def _stacked(pictures: Sequence[Picture]) -> Tensor:
     """States (P, K, C, h, w), those of fewer slots than the largest filled up with zeros."""
+    states = [picture.state for picture in pictures]
     # A new picture's noise is still on the CPU, the others are where the backend left them.
-    device = next((p.state.device for p in pictures if p.state.device.type != "cpu"), None)
-    states = [picture.state.to(device) for picture in pictures]
-    missing = [max(map(len, states)) - len(state) for state in states]
-    return torch.stack(
-        [
-            functional.pad(state, (0, 0) * 3 + (0, count)) if count else state
-            for state, count in zip(states, missing, strict=True)
+    device = next((state.device for state in states if not state.is_cpu), None)
+    if device is not None:
+        states = [state.to(device) for state in states]
+    slots = [picture.plan.num_slots for picture in pictures]
+    most = max(slots)
+    if min(slots) < most:
+        states = [
+            functional.pad(state, (0, 0) * 3 + (0, most - own))
+            for state, own in zip(states, slots, strict=True)
         ]
-    )
+    return torch.stack(states)

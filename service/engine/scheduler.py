@@ -60,9 +60,7 @@ class Scheduler(Generic[J]):
     """
 
     def __init__(self, max_rows: int, *, batch_share: float = 0.25) -> None:
-        self._jobs: dict[str, J] = {}
-        self._order: dict[str, tuple[float, int]] = {}  # deadline and arrival
-        self._num_added = 0
+        self._jobs: dict[str, J] = {}  # in the order in which they are served
         self._batch_share = batch_share
         self._owed = 0.0  # row-steps that the batch class has not had yet
         self._contended = False
@@ -85,26 +83,23 @@ class Scheduler(Generic[J]):
 
     def add(self, job: J) -> None:
         """Let a job take part from the next step on."""
-        deadline_at = inf if job.deadline_at is None else job.deadline_at
-        self._jobs[job.id] = job
-        self._order[job.id] = (deadline_at, self._num_added)
-        self._num_added += 1
+        jobs = sorted([*self._jobs.values(), job], key=_place)
+        self._jobs = {each.id: each for each in jobs}
 
     def drop(self, job_id: str) -> None:
         """Forget a job: it was cancelled, or it failed."""
         self._jobs.pop(job_id, None)
-        self._order.pop(job_id, None)
 
     def next_batch(self) -> list[J]:
         """Jobs of the next step, whose rows are `max_rows` at most; asked once for each step."""
-        jobs = sorted(self._jobs.values(), key=lambda job: self._order[job.id])
-        urgent = [job for job in jobs if job.urgency == 0]
-        patient = [job for job in jobs if job.urgency > 0]
-        wanted = sum(job.rows_now for job in jobs)
-        self._contended = bool(urgent and patient) and wanted > self.max_rows
+        jobs = list(self._jobs.values())
+        urgent = [job for job in jobs if not job.urgency]
+        patient = jobs[len(urgent) :]
+        both = bool(urgent and patient)
+        self._contended = both and sum(job.rows_now for job in jobs) > self.max_rows
         if not self._contended:
             self._owed = 0.0
-            return self._fill(urgent + patient)
+            return self._fill(jobs)
         self._owed = min(self._owed + self._batch_share * self.max_rows, self.max_rows)
         first: list[J] = []
         rows = 0
@@ -132,10 +127,16 @@ class Scheduler(Generic[J]):
         batch: list[J] = []
         free = self.max_rows
         for job in jobs:
-            if job.rows_now <= free:
+            rows = job.rows_now
+            if rows <= free:
                 batch.append(job)
-                free -= job.rows_now
+                free -= rows
         return batch
+
+
+def _place(job: DenoiseJob) -> tuple[bool, float]:
+    """Among the others, those of the same place by arrival."""
+    return job.urgency > 0, inf if job.deadline_at is None else job.deadline_at
 
 
 K = TypeVar("K", bound=Hashable)
