@@ -25,7 +25,7 @@ from service.tasks import end_tasks
 log = get_logger(__name__)
 
 RETRY_S = 0.2
-_QUICK_BYTES = 2**14  # of pixels; as a PNG file they take less than a millisecond
+_QUICK_BYTES = 2**16  # of pixels; as a PNG file they rarely take a millisecond
 
 
 class Endings:
@@ -52,11 +52,11 @@ class Endings:
     def succeed(
         self, job: RunningJob, tensors: dict[str, Tensor], timings_s: dict[str, float]
     ) -> None:
-        """Write the outputs on another thread and finish the job with them."""
+        """Write the outputs and finish the job with them."""
         self._begin(job, self._succeed(job, tensors, timings_s))
 
     def preview(self, job: RunningJob, event: Previewed) -> None:
-        """Write a preview on another thread and publish it, after those before it."""
+        """Write a preview and publish it, after those before it."""
         before = job.previews
         job.previews = asyncio.create_task(self._preview(job, event, before))
         self._keep(job.previews)

@@ -175,6 +175,8 @@ class JobGroup:
 
     async def outcomes(self) -> list[Outcome]:
         """Wait for all jobs; the first failure ends the wait, and so does the lack of a worker."""
+        if len(self.jobs) == 1 and not self._lacks_worker:
+            return [await self.outcome(self.jobs[0])]
         waits = [asyncio.ensure_future(self.outcome(job)) for job in self.jobs]
         tasks: list[asyncio.Future[Any]] = [*waits]
         everything = asyncio.gather(*waits)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.api.color import to_srgb
-from service.api.file_parts import excess_parts
+from service.api.file_parts import QUICK_PIXELS, decodes_quickly, excess_parts
 from service.api.framing import Fit, Framed, fit_to_frame, pad_to_frame
 from service.api.state import Gateway
 from service.boxes import Box
@@ -101,7 +101,8 @@ def decode_file(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
 async def decode_upload(
     gateway: Gateway, data: bytes, *, size: Size, fit: Fit, param: str
 ) -> Upload:
-    """`decode_image` or `decode_native_image` in a thread, with the service's limits.
+    """`decode_image` or `decode_native_image` with the service's limits; in a thread unless that
+    would take longer than the decoding.
 
     Raises:
         InvalidRequest: see those two.
@@ -116,6 +117,9 @@ async def decode_upload(
         return decode_image(data, size=size, fit=fit, max_pixels=max_pixels, param=param)
 
     with gateway.tracing.span("decode upload"):
+        small = size == "native" or size[0] * size[1] <= QUICK_PIXELS
+        if small and decodes_quickly(data):
+            return decode()
         return await to_thread.run_sync(decode, limiter=gateway.decoding)
 
 

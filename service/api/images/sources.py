@@ -79,7 +79,7 @@ def source_files(form: Form, manifest: Manifest, *, with_mask: bool) -> SourceFi
 
 
 async def decode_source(gateway: Gateway, files: SourceFiles, fit: Fit) -> Source:
-    """Both files in the model's frame, decoded in a thread.
+    """Both files in the model's frame.
 
     Raises:
         InvalidRequest: see `decode_image` and `decode_mask`.

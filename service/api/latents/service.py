@@ -1,5 +1,6 @@
 """Bodies of the latent endpoints: pictures to encode and latents to decode, checked."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ from service.boxes import (
 )
 from service.errors import InvalidRequest
 from service.sizes import Size
+
+_QUICK_BYTES = 2**15  # of a body; it is read before a thread would have begun
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ async def read_pictures(request: Request, gateway: Gateway) -> list[bytes]:
         fields = parse_json(await read_body(request), EncodeFields)
         _check_count(len(fields.images), max_images)
         decode_all = partial(_decode_texts, fields.images)
+        if sum(map(len, fields.images)) <= _QUICK_BYTES:
+            return decode_all()
         return await to_thread.run_sync(decode_all, limiter=gateway.decoding)
     if declared == "multipart/form-data":
         form = await read_form(request, max_files=max_images)
@@ -107,6 +112,8 @@ async def decode_pictures(
         )
     uploads = []
     for index, data in enumerate(files):
+        if index:
+            await asyncio.sleep(0)  # small pictures are decoded here, in the loop
         param = "image" if len(files) == 1 else f"image.{index}"
         upload = await decode_upload(gateway, data, size=size, fit=query.fit, param=param)
         uploads.append(upload)
@@ -130,8 +137,12 @@ async def read_latents_body(request: Request, gateway: Gateway) -> LatentsFile:
         max_latents=gateway.settings.max_latents,
         max_grid=gateway.sizes.max_grid,
     )
-    read = partial(read_latents, await read_body(request), media_type(request), accepted)
-    file = await to_thread.run_sync(read, limiter=gateway.decoding)
+    body = await read_body(request)
+    read = partial(read_latents, body, media_type(request), accepted)
+    if len(body) <= _QUICK_BYTES:
+        file = read()
+    else:
+        file = await to_thread.run_sync(read, limiter=gateway.decoding)
     frame = gateway.sizes.frame_of(file.latents.shape[2:])
     gateway.sizes.check_total(len(file.latents), frame, gateway.settings.max_pixels, "latents")
     return file

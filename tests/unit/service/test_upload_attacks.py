@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from service.api.file_parts import MAX_PARTS, MAX_SCANS
+from service.api.file_parts import MAX_PARTS, MAX_SCANS, decodes_quickly
 from service.api.uploads import decode_image
 from service.errors import InvalidRequest
 
@@ -251,3 +251,21 @@ def test_a_turned_picture_is_turned_once():
     )
     assert upload.source_size == (20, 10)
     assert upload.fitted == "none"
+
+
+def test_only_what_decodes_quickly_for_certain_is_decoded_beside_other_requests():
+    header = struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0)
+    slow = {
+        "large": png(size=(300, 300)),
+        "large by a second header": png(chunk(b"IHDR", header)),
+        "large by a header that comes late": png()[:8] + chunk(b"sRGB", b"\0") + png()[8:],
+        "packed text": png(chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1000)))),
+        "a profile": png(chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(1000)))),
+        "many chunks": png(*(chunk(b"pHYs", bytes(9)) for _ in range(8))),
+        "many bytes": png(pixels=bytes(2**14)),
+        "another type": SEEDS["jpeg"],
+        "nothing": b"",
+    }
+    assert {name for name, data in slow.items() if decodes_quickly(data)} == set()
+    assert decodes_quickly(png())
+    assert decodes_quickly(png(chunk(b"sRGB", b"\0"), size=(256, 256)))
