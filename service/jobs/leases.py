@@ -91,8 +91,10 @@ class Leases(JobStore):
             cancellation.check()
             if is_called:
                 slice_ms = min(left_ms, BLOCK_SLICE_MS)
+                # Redis 6.2 takes a millisecond for none, which would be for ever.
+                timeout_s = max(slice_ms, 2) / 1000
                 with unavailable_as_service_error():
-                    await self._redis.blpop([self._key("call", reader)], timeout=slice_ms / 1000)
+                    await self._redis.blpop([self._key("call", reader)], timeout=timeout_s)
                 left_ms -= slice_ms
             deliveries, is_called = await self._take_now(worker, credit, urgent, waiting)
             if deliveries or left_ms <= 0:

@@ -169,3 +169,9 @@ async def test_a_call_for_what_was_seen_by_now_is_over(
     queue._called.clear()  # as after an error: it looks at once
     assert len(await queue.take("w", 2, 5)) == 1
     assert await client.keys(f"rpiae:{{{queue_name}}}:call:*") == []
+
+
+async def test_the_shortest_wait_ends(queue: JobQueue) -> None:
+    async with asyncio.timeout(4):
+        for _ in range(2):  # the second one waits for a call
+            assert await queue.take("w", 1, 1) == []
