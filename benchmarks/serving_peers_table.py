@@ -9,7 +9,6 @@ from benchmarks.peers.measures import SLO_FACTOR, median_of
 from benchmarks.peers.verdicts import (
     CLIENTS,
     Report,
-    filled,
     loads_of,
     measures,
     mib,
@@ -21,6 +20,7 @@ from benchmarks.peers.verdicts import (
     share,
     verdicts,
 )
+from benchmarks.readme import paragraph
 from training.comparison.plot import Panel, draw_plot
 from training.provenance import short_revision
 
@@ -32,12 +32,18 @@ DEVICES = {
 }
 
 
-_PANELS = {
-    "answers, 1.2 of capacity": 1,
-    "99th percentile, 0.8 of capacity": 2,
-    "in time, 1 of capacity": 2,
-    "99th percentile, bearable": 2,
-}  # and the digits of their numbers
+# The measures of each panel, of which the first is shown that compares servers, and its digits.
+_PANELS = (
+    (tuple(f"answers, {load} of capacity" for load in ("1.2", "1", "0.8")), 1),
+    (("99th percentile, 0.8 of capacity",), 2),
+    (("in time, 1 of capacity",), 2),
+    (("99th percentile, bearable",), 2),
+)
+_PANELS_WITHOUT_ARRIVALS = (
+    (("median, 1 client",), 4),
+    (tuple(f"answers, {number} clients" for number in (8, 32)), 0),
+)
+_UNITS = {"answers": "answers/s", "99th percentile": "p99 s", "median": "median s"}
 
 
 def costs_table(report: Report) -> str:
@@ -128,7 +134,7 @@ def circumstances(report: Report) -> str:
     failed = sum(load["failed"] for load in loads)
     late_s = max(load["late_p99_s"] for load in loads)
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return filled(
+    return paragraph(
         f"{DEVICES[report['device']].format(bundle=report['bundle'])}. 70 % generations, 20 % "
         f"edits, 5 % each of encode and decode, 10, 25 or 50 steps, at most 16 model rows at a "
         f"time; every server on all cores with one thread for the model, beside the load "
@@ -155,17 +161,25 @@ def markdown(report: Report, plot: str) -> str:
     return "\n\n".join(parts)
 
 
-def draw(report: Report) -> Image.Image:
-    """Panels of the main measures, a row for each server and a dot for each repeat."""
+def panels(report: Report) -> list[Panel]:
+    """Of the main measures, a row for each server and a dot for each repeat."""
     found = {measure.name: measure for measure in measures(report)}
-    wanted = [(name, digits) for name, digits in _PANELS.items() if name in found]
-    return draw_plot(
-        [
-            Panel(
-                title=name.replace("99th percentile", "p99 s"),
-                digits=digits,
-                rows={one: found[name].values(report, one) for one in report["capacities"]},
-            )
-            for name, digits in wanted or [(name, 3) for name in list(found)[:2]]
-        ]
-    )
+    chosen = []
+    for names, digits in _PANELS if report["rates"] else _PANELS_WITHOUT_ARRIVALS:
+        rows_of = {
+            name: {one: found[name].values(report, one) for one in report["capacities"]}
+            for name in names
+            if name in found
+        }
+        if rows_of:
+            # A heavy load may have been sent to one server only.
+            name = max(rows_of, key=lambda name: sum(map(bool, rows_of[name].values())) > 1)
+            what, comma, load = name.partition(",")
+            title = f"{_UNITS.get(what, what)}{comma}{load}"
+            chosen.append(Panel(title=title, digits=digits, rows=rows_of[name], from_zero=True))
+    return chosen
+
+
+def draw(report: Report) -> Image.Image:
+    """The panels side by side."""
+    return draw_plot(panels(report))

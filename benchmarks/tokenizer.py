@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,15 @@ def timed(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def tokenizer_contests(dims: PublishedDims, device: str) -> Iterator[Contest]:
+def tokenizer_contests(
+    dims: PublishedDims, device: str, batches: Sequence[int]
+) -> Iterator[Contest]:
     model = without_weights(lambda: RPiAE(dims.autoencoder()))
     weights = load(model, tokenizer_map(model), device)
     variants = prepare(model, device)
     generator = torch.Generator().manual_seed(SEED)
     side = model.config.image_size
-    for batch in BATCHES:
+    for batch in batches:
         images = torch.rand(batch, 3, side, side, generator=generator).to(device)
         latents = torch.randn(batch, *model.latent_shape, generator=generator).to(device)
         yield Contest(
@@ -138,12 +140,14 @@ def tokenizer_contests(dims: PublishedDims, device: str) -> Iterator[Contest]:
         )
 
 
-def denoiser_contests(dims: PublishedDims, device: str) -> Iterator[Contest]:
+def denoiser_contests(
+    dims: PublishedDims, device: str, batches: Sequence[int]
+) -> Iterator[Contest]:
     model = without_weights(lambda: ClassDenoiser(dims.denoiser()))
     weights = load(model, class_denoiser_map(model), device)
     variants = prepare(model, device)
     generator = torch.Generator().manual_seed(SEED)
-    for batch in BATCHES:
+    for batch in batches:
         x = torch.randn(batch, *model.config.latent_shape, generator=generator).to(device)
         t = torch.rand(batch, generator=generator).to(device)
         labels = torch.arange(batch, device=device)
@@ -211,13 +215,13 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + note
 
 
-def run(dims: PublishedDims, rounds: int) -> dict[str, Any]:
+def run(dims: PublishedDims, rounds: int, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
     """The whole report; prints each row when it is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[Row] = []
     with torch.inference_mode():
         for contests in (tokenizer_contests, denoiser_contests):
-            for contest in contests(dims, device):
+            for contest in contests(dims, device, batches):
                 for row in measure(contest, rounds):
                     print(
                         f"{row.call:15} {row.batch:3}  {row.variant:32} {row.ours_s:8.3f} s  "
@@ -238,9 +242,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dims", type=Path, help="other sizes; then no results are written")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     arguments = parser.parse_args()
     dims = PublishedDims() if arguments.dims is None else PublishedDims.read(arguments.dims)
-    report = run(dims, arguments.rounds)
+    report = run(dims, arguments.rounds, arguments.batches)
     if arguments.dims is None:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         write_section("tokenizer", markdown(report))

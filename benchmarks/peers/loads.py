@@ -93,12 +93,12 @@ class Load:
 
 @dataclass
 class Bench:
-    """One device's measurement."""
+    """One device's measurement. solo_s: what pictures take alone; None if nobody asks for it."""
 
     bundle: Path
     device: Device
     scale: Scale
-    solo_s: Mapping[str, float]
+    solo_s: Mapping[str, float] | None
     reference: dict[str, NDArray[np.uint8]]
     differences: dict[str, int]
 

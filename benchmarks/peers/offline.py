@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -73,7 +73,7 @@ def full_rate(finished: Sequence[float]) -> float:
     return (last - first) / (finished[last] - finished[first])
 
 
-def measure(device: Device, bundle: Path, pictures: int) -> dict[str, object]:
+def measure(device: Device, bundle: Path, pictures: int) -> dict[str, Any]:
     """As the module says."""
     manifest, backend = read_manifest(bundle), load_backend(device, bundle)
     calibration = calibrate(backend, max_rows=MAX_ROWS)

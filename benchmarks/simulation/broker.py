@@ -3,9 +3,10 @@
 All processes are equally far from Redis, so its clock runs one hop behind everyone else's: a
 command is served when it is sent, and its reply arrives two hops after that was done.
 
-An idle worker waits in a blocking read of the streams. Every job that is put wakes all of them
-(`wake="all"`, as the service does it); the first `take` gets the job, and the others find nothing,
-at a cost. With `wake="one"` only one of them wakes, to show what that would change.
+A take that gets less than it asked for makes its worker one of those that wait: every job that
+comes calls one of them, which then takes. Who got all that it asked for takes again when it has
+room. With `wake="all"` every job wakes all who wait, as it once was: the first `take` gets the job,
+and the others find nothing, at a cost.
 """
 
 import random
@@ -15,11 +16,10 @@ from typing import Literal, TypeAlias
 
 from benchmarks.simulation.costs import Costs, Device
 from benchmarks.simulation.events import EventLoop, Server
+from benchmarks.simulation.readers import PATIENCE_S, Readers
 from benchmarks.simulation.worker import DeviceWorker, Job
 
 Wake: TypeAlias = Literal["all", "one"]
-
-PATIENCE_S = 0.5  # as in service.taking: an idle worker asks again without being woken
 
 
 class Broker:
@@ -30,7 +30,7 @@ class Broker:
 
     Attributes:
         redis: the server; waiting: jobs that nobody has; num_in_hand: jobs that somebody has.
-        num_empty_takes: those that found nothing.
+        num_calls: of workers that waited; num_empty_takes: those that found nothing.
         most_waiting: at any moment.
     """
 
@@ -41,11 +41,11 @@ class Broker:
         device: Device,
         source: random.Random,
         on_end: Callable[[Job, float], None],
-        wake: Wake = "all",
+        wake: Wake = "one",
     ) -> None:
         self.redis = Server()
         self.waiting: deque[Job] = deque()
-        self.num_in_hand = self.num_empty_takes = self.most_waiting = 0
+        self.num_in_hand = self.num_calls = self.num_empty_takes = self.most_waiting = 0
         self._loop = loop
         self._costs = costs
         self._react_s = device.react_s
@@ -53,7 +53,8 @@ class Broker:
         self._source = source
         self._on_end = on_end
         self._wake_all = wake == "all"
-        self._blocked: list[DeviceWorker] = []
+        self._ready = Readers()
+        self._is_looking = False
         self._woken: list[DeviceWorker] = []  # for nothing; their takes are under way
 
     def put(self, job: Job, now: float) -> None:
@@ -65,18 +66,13 @@ class Broker:
         self.num_in_hand -= len(jobs)
         self.waiting.extendleft(reversed(jobs))
         self.most_waiting = max(self.most_waiting, len(self.waiting))
-        # Nobody is told of it: an idle worker finds them when its reading ends.
-        self._loop.at(now + self._source.uniform(0, PATIENCE_S), self._look_around)
+        self._look_soon(now)  # nobody is called
 
     def read(self, worker: DeviceWorker, now: float) -> None:
         """A worker asks for jobs, unless it does so already or has no room."""
-        if worker.reading or not worker.credit():
-            return
-        worker.reading = True
-        if self.waiting:
+        if not worker.reading and worker.credit():
+            worker.reading = True
             self._loop.at(now + self._react_s, self._send_take, worker)
-        else:
-            self._blocked.append(worker)
 
     def finish(self, worker: DeviceWorker, job: Job, now: float) -> None:
         """A worker has computed a job: its file is written and its outcome sent."""
@@ -87,26 +83,30 @@ class Broker:
         job.queued_at = now
         self.waiting.append(job)
         self.most_waiting = max(self.most_waiting, len(self.waiting))
-        self._wake(now)
+        self._call(now)
 
-    def _look_around(self, now: float, _: None = None) -> None:
-        if self.waiting:
-            self._wake(now)
+    def _call(self, now: float) -> None:
+        """Redis has a job for one of those who wait."""
+        if self._wake_all:
+            self._call_all(now)
+        elif worker := self._ready.pop(now):
+            self._tell(worker, now)
 
-    def _wake(self, now: float) -> None:
-        blocked = self._blocked
-        if not blocked:
-            if self._woken:  # the next of their takes finds it, wherever it is in the line
-                self._take(now, self._pick(self._woken))
-            return
-        first = self._pick(blocked)
-        reply_at = now + 2 * self._costs.hop_s + self._react_s
-        self._loop.at(reply_at, self._send_take, first)
-        if self._wake_all and blocked:
-            self._woken += blocked
-            num_woken = len(blocked)
-            blocked.clear()
-            self._loop.at(reply_at, self._send_empty_takes, num_woken)
+    def _tell(self, worker: DeviceWorker, now: float) -> None:
+        self.num_calls += 1
+        told_at = max(self.redis.serve(now, self._costs.redis.call), worker.listens_at)
+        self._loop.at(told_at + 2 * self._costs.hop_s + self._react_s, self._send_take, worker)
+
+    def _call_all(self, now: float) -> None:
+        ready = self._ready.pop_all()
+        if ready:
+            self._tell(self._pick(ready), now)
+        elif self._woken:  # the next of their takes finds it, wherever it is in the line
+            self._take(now, self._pick(self._woken))
+        if ready:
+            self._woken += ready
+            reply_at = now + 2 * self._costs.hop_s + self._react_s
+            self._loop.at(reply_at, self._send_empty_takes, len(ready))
 
     def _pick(self, workers: list[DeviceWorker]) -> DeviceWorker:
         """Any one of them: which is quickest is chance."""
@@ -115,27 +115,43 @@ class Broker:
         return workers.pop()
 
     def _send_empty_takes(self, now: float, num_woken: int) -> None:
+        self.num_calls += num_woken
         self.num_empty_takes += num_woken
-        done_at = self.redis.serve(now, num_woken * self._costs.redis.take_empty)
-        self._loop.at(done_at + 2 * self._costs.hop_s, self._block_again, num_woken)
+        each_s = self._costs.redis.call + self._costs.redis.take_empty
+        done_at = self.redis.serve(now, num_woken * each_s)
+        self._loop.at(done_at + 2 * self._costs.hop_s, self._wait_again, num_woken)
 
-    def _block_again(self, now: float, num_woken: int) -> None:
+    def _wait_again(self, now: float, num_woken: int) -> None:
         count = min(num_woken, len(self._woken))
-        self._blocked += self._woken[:count]
+        for worker in self._woken[:count]:
+            self._ready.add(worker, worker.free_rows(), now)
         del self._woken[:count]
-        self._look_around(now)
+        if self.waiting:
+            self._call(now)
+
+    def _look_soon(self, now: float) -> None:
+        """Who waits also looks twice a second; one of them finds what nobody was called for."""
+        if self.waiting and self._ready and not self._is_looking:
+            self._is_looking = True
+            longest_s = 2 * PATIENCE_S / (1 + len(self._ready))
+            self._loop.at(now + self._source.uniform(0, longest_s), self._look)
+
+    def _look(self, now: float, _: None) -> None:
+        self._is_looking = False
+        if self.waiting and (worker := self._ready.pop(now)):
+            self._send_take(now, worker)
+        self._look_soon(now)
 
     def _send_take(self, now: float, worker: DeviceWorker) -> None:
         if worker.alive:
             self._loop.at(self.redis.serve(now, self._costs.redis.take_empty), self._take, worker)
+        else:
+            self._look_soon(now)
 
     def _take(self, now: float, worker: DeviceWorker) -> None:
-        jobs: list[Job] = []
         credit = worker.credit()
-        if self.waiting and not credit:  # it left meanwhile; the service gives the jobs back
-            self._wake(now)
-        while self.waiting and len(jobs) < credit:
-            jobs.append(self.waiting.popleft())
+        jobs = [self.waiting.popleft() for _ in range(min(credit, len(self.waiting)))]
+        self.num_empty_takes += not jobs
         per_job_s = self._costs.redis.take - self._costs.redis.take_empty
         done_at = self.redis.serve(now, len(jobs) * per_job_s) if jobs else now
         for job in jobs:
@@ -143,17 +159,23 @@ class Broker:
             job.num_deliveries += 1
             worker.held.add(job)
         self.num_in_hand += len(jobs)
-        arrives_at = done_at + 2 * self._costs.hop_s + self._react_s
-        self._loop.at(arrives_at, self._deliver, (worker, jobs))
+        worker.listens_at = done_at + 2 * self._costs.hop_s + self._react_s
+        is_ready = len(jobs) < credit
+        if is_ready:
+            self._ready.add(worker, worker.free_rows() - len(jobs), now)
+        elif not credit and self.waiting:  # it left meanwhile, and says so
+            self._call(now)
+        self._loop.at(worker.listens_at, self._deliver, (worker, jobs, is_ready))
 
-    def _deliver(self, now: float, delivery: tuple[DeviceWorker, list[Job]]) -> None:
-        worker, jobs = delivery
+    def _deliver(self, now: float, delivery: tuple[DeviceWorker, list[Job], bool]) -> None:
+        worker, jobs, is_ready = delivery
         if not worker.alive:
             return
-        worker.reading = False
         for job in jobs:
             worker.give(job, now)
-        self.read(worker, now)
+        if not is_ready:
+            worker.reading = False
+            self.read(worker, now)
 
     def _send_outcome(self, now: float, ended: tuple[DeviceWorker, Job]) -> None:
         worker, job = ended
@@ -171,6 +193,6 @@ class Broker:
 
     def forget(self, worker: DeviceWorker) -> None:
         """A worker is gone: it waits for nothing."""
-        for waiting in (self._blocked, self._woken):
-            if worker in waiting:
-                waiting.remove(worker)
+        self._ready.discard(worker)
+        if worker in self._woken:
+            self._woken.remove(worker)

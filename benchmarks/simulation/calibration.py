@@ -20,7 +20,7 @@ from benchmarks.serving_processes import RunningService
 from benchmarks.simulation.costs import RedisCosts
 
 LONG_STEPS = 40  # of the pictures whose ticks are timed
-NUM_HOPS, NUM_REACTIONS = 6, 3  # of a lone request, as `benchmarks.simulation.broker` has them
+NUM_HOPS, NUM_REACTIONS = 8, 3  # of a lone request, as `benchmarks.simulation.broker` has them
 _DENOISE = re.compile(r"denoise;dur=([0-9.]+)")
 _AT_A_TIME = 8
 
@@ -59,7 +59,8 @@ async def calibrate(
     # The client's share of a request: what a probe takes beyond its turn in the gateway, of which
     # the gateway's part is not known; half is a guess, and it matters little.
     client_s = healthz_s / 2
-    known_s = ticks[0][1] + gateway_s + redis.per_job + NUM_HOPS * hop_s + client_s
+    redis_s = redis.call + redis.per_job
+    known_s = ticks[0][1] + gateway_s + redis_s + NUM_HOPS * hop_s + client_s
     return {
         "ticks": ticks,
         "gateway": {"before": gateway_s / 2, "after": gateway_s / 2},

@@ -26,7 +26,7 @@ class Cluster:
         costs, device: what everything takes.
         num_workers, num_gateways: at the start.
         seed: of all that is random. The same arguments give the same results.
-        wake: how many idle workers a new job wakes.
+        wake: how many of the workers that wait a new job wakes.
         progress: workers publish how far jobs are.
         lease_s: after so long without a sign of life a job is another's.
 
@@ -43,7 +43,7 @@ class Cluster:
         num_workers: int,
         num_gateways: int = 1,
         seed: int = 0,
-        wake: Wake = "all",
+        wake: Wake = "one",
         progress: bool = True,
         lease_s: float = LEASE_S,
     ) -> None:

@@ -14,16 +14,19 @@ from typing import Any, Self
 class RedisCosts:
     """Seconds of the server's one thread for each command, with its share of reading and writing.
 
-    put: of a job with its group; take: one that hands out one job; take_empty: a worker that wakes
-    for a job that another gets; finish: with a picture; look: a gateway reads an outcome; wake: one
-    blocked gateway is told of one end; publish, publish_event: progress, and each job of it; renew,
-    renew_job; announce; list, list_worker: a gateway reads what workers announced; heed: a worker
-    looks for cancellations.
+    put: of a job with its group; call: beyond that, a worker that waits is told of it; take: one
+    that hands out one job; take_empty: one that finds nothing; wait: before that, a worker waits in
+    vain; finish: with a picture; look: a gateway reads an outcome; wake: one blocked gateway is
+    told of one end; publish, publish_event: progress, and each job of it; renew, renew_job;
+    announce; list, list_worker: a gateway reads what workers announced; heed: a worker looks for
+    cancellations.
     """
 
     put: float
+    call: float
     take: float
     take_empty: float
+    wait: float
     finish: float
     look: float
     wake: float
@@ -50,7 +53,7 @@ class RedisCosts:
 
     @property
     def per_job(self) -> float:
-        """Seconds for one job alone: put, taken, finished, read by one gateway."""
+        """Seconds for one job: put, taken, finished, read by one gateway."""
         return self.put + self.take + self.finish + self.wake + self.look
 
 

@@ -7,6 +7,8 @@ reply, so a slow Redis slows it down; the number of publications on their way is
 
 from typing import TYPE_CHECKING
 
+from benchmarks.simulation.readers import PATIENCE_S
+
 if TYPE_CHECKING:
     from benchmarks.simulation.cluster import Cluster
 
@@ -17,7 +19,6 @@ PUBLISH_EVERY_S = 0.04  # as in service.attending
 LOOK_EVERY_S = 1.0  # as there
 ANNOUNCE_S = 1.0  # as in service.heartbeat
 RENEWALS_PER_LEASE = 3  # as there
-BLOCK_S = 0.5  # as in service.taking
 LISTS_PER_S = 5.0  # at most, of each gateway, as in service.api.job_group
 
 
@@ -85,7 +86,7 @@ class Housekeeping:
             + (len(stepping) * costs.renew + held * costs.renew_job)
             * RENEWALS_PER_LEASE
             / cluster.lease_s,
-            "idle readings": self._num_idle * costs.take_empty / BLOCK_S,
+            "idle readings": self._num_idle * (costs.wait + costs.take_empty) / PATIENCE_S,
             "lists": num_gateways
             * lists_per_s
             * (costs.list + self._num_alive * costs.list_worker),

@@ -1,9 +1,9 @@
 """Tables of the simulation for README.md."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.readme import paragraph
 from benchmarks.simulation.scenarios import BUSY
 from training.provenance import short_revision
 
@@ -56,7 +56,7 @@ def scale_markdown(report: Mapping[str, Any], plot: str) -> str:
         _relief(report),
         _deaths(report["deaths"]),
         f"{_rush(report)}\n\n![Workers over time]({plot})",
-        textwrap.fill(_scale_circumstances(report), 100, break_on_hyphens=False),
+        paragraph(_scale_circumstances(report)),
     ]
     return "\n\n".join(parts)
 
@@ -74,7 +74,7 @@ def _scale_circumstances(report: Mapping[str, Any]) -> str:
 def _growth(report: Mapping[str, Any]) -> str:
     lines = [
         "| device | workers | requests/h | gateways | queues | p50 | p99 | wait p99 | Redis busy | "
-        "of it waking idle workers | computed in |",
+        "of it calling idle workers | computed in |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["growth"]:
@@ -84,7 +84,7 @@ def _growth(report: Mapping[str, Any]) -> str:
             f"{row['gateways']} | {row['shards']} | {row['p50_s']:.2f} s | {row['p99_s']:.2f} s | "
             f"{1000 * row['wait_p99_s']:,.0f} ms | "
             f"{f'**{redis}**' if row['busy']['redis'] > BUSY else redis} | "
-            f"{row['redis_s']['herd']:.0%} | {row['wall_s']:.0f} s |"
+            f"{row['redis_s']['calls']:.0%} | {row['wall_s']:.0f} s |"
         )
     enough = {}
     for row in report["growth"]:
@@ -109,7 +109,7 @@ def _growth(report: Mapping[str, Any]) -> str:
 def _relief(report: Mapping[str, Any]) -> str:
     lines = [
         "| a thousand workers, a million requests an hour | wait p50 | wait p99 | Redis busy | "
-        "jobs | waking | progress | signs of life, idle readings |",
+        "jobs | calling | progress | signs of life, idle readings |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["relief"]:
@@ -118,7 +118,7 @@ def _relief(report: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['change']} | {1000 * row['wait_p50_s']:,.0f} ms | "
             f"{1000 * row['wait_p99_s']:,.0f} ms | **{row['busy']['redis']:.0%}** | "
-            f"{parts['jobs']:.0%} | {parts['herd']:.0%} | {parts['progress']:.0%} | {rest:.0%} |"
+            f"{parts['jobs']:.0%} | {parts['calls']:.0%} | {parts['progress']:.0%} | {rest:.0%} |"
         )
     return "\n".join(lines)
 
@@ -165,4 +165,4 @@ def _circumstances(report: Mapping[str, Any]) -> str:
 
 
 def _page(lines: list[str], text: str) -> str:
-    return "\n".join(lines) + "\n\n" + textwrap.fill(text, 100, break_on_hyphens=False)
+    return "\n".join(lines) + "\n\n" + paragraph(text)

@@ -48,7 +48,7 @@ class DeviceWorker:
     Attributes:
         index: set by the owner.
         alive, draining: it computes; it takes no more.
-        reading: it has asked for jobs and waits.
+        reading: it has asked for jobs and waits; listens_at: the reply to its latest take is there.
         held: jobs that it has and whose outcome is not sent.
         busy_s: seconds of its steps and what goes with them.
         row_steps: model rows times steps so far.
@@ -63,6 +63,7 @@ class DeviceWorker:
     ) -> None:
         self.index = -1
         self.alive, self.draining, self.reading = True, False, False
+        self.listens_at = 0.0
         self.held: set[Job] = set()
         self.busy_s, self.row_steps = 0.0, 0
         self._loop = loop
@@ -86,10 +87,8 @@ class DeviceWorker:
         """Pictures in the batch."""
         return len(self._active)
 
-    def credit(self) -> int:
-        """Jobs to ask for: those that could step at once, or after a job's last two steps."""
-        if not self.alive or self.draining:
-            return 0
+    def free_rows(self) -> int:
+        """Rows that nobody needs after the last two steps of those who have them."""
         room = self._device.max_rows
         for job in self._inbox:
             room -= job.rows
@@ -97,8 +96,14 @@ class DeviceWorker:
         for done_with, job in self._active:
             if done_with > soon:
                 room -= job.rows
+        return max(0, room)
+
+    def credit(self) -> int:
+        """Jobs to ask for, a part of those that have room."""
+        if not self.alive or self.draining:
+            return 0
         at_once = max(1, self._device.max_rows // SHARE_AT_ONCE)
-        return min(at_once, max(0, room) // USUAL_ROWS)
+        return min(at_once, self.free_rows() // USUAL_ROWS)
 
     def give(self, job: Job, now: float) -> None:
         """A job has arrived."""

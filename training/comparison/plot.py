@@ -20,11 +20,14 @@ _TEXT, _RULE, _DOT = (32, 32, 32), (222, 222, 222), (22, 92, 168)
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """rows: the values of each variant's seeds, in one order for all panels."""
+    """rows: the values of each variant's seeds, in one order for all panels; from_zero: the axis
+    begins there, so that lengths can be compared.
+    """
 
     title: str
     digits: int
     rows: Mapping[str, Sequence[float]]
+    from_zero: bool = False
 
 
 def value_range(panel: Panel) -> tuple[float, float]:
@@ -33,6 +36,8 @@ def value_range(panel: Panel) -> tuple[float, float]:
     if not found:
         return 0.0, 1.0
     low, high = min(found), max(found)
+    if panel.from_zero:
+        return 0.0, 1.1 * high or 1.0
     room = (high - low) / 10 or 0.5
     return low - room, high + room
 
@@ -72,7 +77,6 @@ def _draw_panel(
         for value in found:
             x = left + round(_PANEL * (value - low) / (high - low))
             draw.ellipse((x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS), fill=_DOT)
-        if found:
-            text = f"{sum(found) / len(found):.{panel.digits}f}"
-            place = (left + _PANEL + _NUMBER, y)
-            draw.text(place, text, fill=_TEXT, font=font, anchor="rm")
+        text = f"{sum(found) / len(found):.{panel.digits}f}" if found else "-"
+        place = (left + _PANEL + _NUMBER, y)
+        draw.text(place, text, fill=_TEXT, font=font, anchor="rm")

@@ -24,7 +24,7 @@ from benchmarks.peers.processes import MODULES, OURS
 from benchmarks.peers.tuning import TUNED, trials
 from benchmarks.peers.verdicts import judge, measures, verdicts
 from benchmarks.serving_load import MIXED_TASKS, Planned, Sample
-from benchmarks.serving_peers_table import draw, markdown
+from benchmarks.serving_peers_table import draw, markdown, panels
 
 ROOT = Path(__file__).parents[3]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -250,3 +250,15 @@ def test_the_other_servers_are_pinned_and_no_part_of_the_project() -> None:
     assert [name for name in other if not name.startswith(allowed)] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert not any(name in str(project) for name in ("litserve", "bentoml", "ray["))
+
+
+def test_the_plot_shows_the_heaviest_load_that_others_were_sent() -> None:
+    found = report([1.0], [2.0])
+    found["rates"]["1.2 of capacity"] = 1.2
+    for runs in found["arrived"].values():
+        runs[0]["loads"]["1.2 of capacity"] = load(per_s=9.0)
+    assert panels(found)[0].title == "answers/s, 1.2 of capacity"
+    for name in ("litserve", "bentoml"):
+        del found["arrived"][name][0]["loads"]["1.2 of capacity"]
+    assert panels(found)[0].title == "answers/s, 0.8 of capacity"
+    assert all(panel.from_zero for panel in panels(found))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import job_queue, simulate
+from benchmarks import before_after, job_queue, simulate
 from benchmarks.__main__ import BENCHMARKS, ROOT, Benchmark, chosen, run_all
-from benchmarks.readme import README, fill
+from benchmarks.readme import README, fill, paragraph
 from benchmarks.simulation.report import (
     deviations,
     scale_markdown,
@@ -40,7 +40,7 @@ def test_every_option_is_one_of_its_command(benchmark: Benchmark) -> None:
 
 def test_the_short_form_leaves_out_what_takes_long() -> None:
     short, full = ([one.name for one in chosen(None, full=full)] for full in (False, True))
-    assert set(full) - set(short) == {"serving_soak"}
+    assert set(full) - set(short) == {"before_after", "serving_peers_tuning", "serving_soak"}
     assert full == [one.name for one in BENCHMARKS]
     assert len(set(full)) == len(full)
 
@@ -104,6 +104,7 @@ SECTIONS: list[tuple[str, Path, Callable[[dict[str, Any]], str]]] = [
         simulate.SCALE,
         lambda report: scale_markdown(report, "results/simulation.png"),
     ),
+    ("before-after", before_after.RESULTS, before_after.markdown),
 ]
 
 
@@ -132,3 +133,8 @@ def test_the_newest_redis_is_reckoned_with() -> None:
 def test_a_report_that_is_missing_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"none.json is missing: run python -m benchmarks.x first"):
         simulate.read_report(tmp_path / "none.json", "benchmarks.x")
+
+
+def test_a_command_stays_in_one_line() -> None:
+    text = paragraph(f"{'word ' * 19}`python -m benchmarks.x` and more")
+    assert text.splitlines() == ["word " * 18 + "word", "`python -m benchmarks.x` and more"]

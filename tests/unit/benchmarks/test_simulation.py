@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.simulation.broker import Wake
 from benchmarks.simulation.cluster import Cluster, poisson_jobs
 from benchmarks.simulation.costs import Costs, Device, GatewayCosts, RedisCosts
 from benchmarks.simulation.events import EventLoop, Server
+from benchmarks.simulation.readers import PATIENCE_S
 from benchmarks.simulation.scaling import Autoscaler, Policy
 from benchmarks.simulation.scenarios import Load, deaths, run_load
 from benchmarks.simulation.worker import Job
@@ -105,9 +107,10 @@ def test_prefill_and_decode_take_their_time() -> None:
 
 def test_a_lone_request_takes_what_its_parts_take() -> None:
     device = replace(ONE_AT_A_TIME, react_s=0.003)
-    (ended_at,) = run_jobs(device, [Job(arrived_at=0.0, steps=1)], replace(USUAL, client_s=0.01))
-    parts = USUAL.redis.per_job + USUAL.gateway.per_request + 8 * USUAL.hop_s + 3 * 0.003 + 0.01
-    assert ended_at == pytest.approx(0.1 + parts, abs=2e-4)
+    (ended_at,) = run_jobs(device, [Job(arrived_at=1.0, steps=1)], replace(USUAL, client_s=0.01))
+    redis_s = USUAL.redis.call + USUAL.redis.per_job
+    parts = redis_s + USUAL.gateway.per_request + 8 * USUAL.hop_s + 3 * 0.003 + 0.01
+    assert ended_at == pytest.approx(1.1 + parts, abs=2e-4)
 
 
 def busy_cluster(seed: int = 0) -> Cluster:
@@ -140,13 +143,34 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize(("wake", "empty_takes"), [("all", 9 * 20), ("one", 0)])
-def test_every_job_wakes_every_idle_worker(wake: str, empty_takes: int) -> None:
-    cluster = Cluster(USUAL, BATCHING, num_workers=10, wake=wake)  # type: ignore[arg-type]
-    cluster.send(iter([Job(arrived_at=float(second), steps=1) for second in range(20)]))
+@pytest.mark.parametrize(("wake", "for_nothing"), [("all", 9 * 20), ("one", 0)])
+def test_a_job_wakes_one_of_those_who_wait(wake: Wake, for_nothing: int) -> None:
+    cluster = Cluster(USUAL, BATCHING, num_workers=10, wake=wake)
+    cluster.send(iter([Job(arrived_at=1.0 + second, steps=1) for second in range(20)]))
     cluster.run()
     assert len(cluster.ended) == 20
-    assert cluster.broker.num_empty_takes == empty_takes
+    assert cluster.broker.num_calls == 20 + for_nothing
+    assert cluster.broker.num_empty_takes == 10 + for_nothing  # the first ones found nothing
+
+
+def test_jobs_go_to_the_workers_with_most_room() -> None:
+    cluster = Cluster(USUAL, BATCHING, num_workers=4)
+    cluster.send(iter([Job(arrived_at=1.0 + 0.05 * number, steps=500) for number in range(12)]))
+    cluster.run(3.0)
+    assert [len(worker.held) for worker in cluster.workers] == [3, 3, 3, 3]
+
+
+def test_what_nobody_is_called_for_is_found_within_half_a_second() -> None:
+    """Jobs of the dead: all of them are taken at once when the others, who are idle, look."""
+    cluster = Cluster(USUAL, BATCHING, num_workers=5)
+    cluster.send(iter([Job(arrived_at=1.0, steps=5) for _ in range(3)]))
+    cluster.loop.at(
+        1.05, lambda now, _: [cluster.kill(now, w) for w in cluster.workers[:5] if w.held]
+    )
+    cluster.run()
+    assert cluster.num_redelivered == 3
+    assert all(job.num_deliveries == 2 for job in cluster.ended)
+    assert all(job.ended_at < 1.05 + cluster.lease_s + PATIENCE_S + 0.3 for job in cluster.ended)
 
 
 def test_redis_saturates_where_its_work_says() -> None:
@@ -155,7 +179,7 @@ def test_redis_saturates_where_its_work_says() -> None:
     device = Device(name="instant", step_s=((1, 1e-6),))
     shares = {}
     for rate in (125.0, 500.0):
-        load = Load(device=device, workers=4, per_s=rate, wake="one", progress=False)
+        load = Load(device=device, workers=4, per_s=rate, progress=False)
         shares[rate] = run_load(load, costs, 20.0)
     assert shares[125.0]["busy"]["redis"] == pytest.approx(0.5, abs=0.05)
     assert shares[500.0]["busy"]["redis"] == pytest.approx(1.0, abs=0.01)

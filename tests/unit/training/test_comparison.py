@@ -246,6 +246,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
 def test_a_plot_shows_a_dot_where_its_value_is() -> None:
     panel = Panel(title="PSNR", digits=1, rows={"low": [10.0], "high": [30.0], "none": []})
     assert value_range(panel) == (8.0, 32.0)
+    assert value_range(replace(panel, from_zero=True)) == pytest.approx((0.0, 33.0))
     low, high = (
         torch.tensor([x for x in range(image.width) if image.getpixel((x, y)) == (22, 92, 168)])
         for image, y in ((draw_plot([panel]), 102), (draw_plot([panel]), 146))
