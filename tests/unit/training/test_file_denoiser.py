@@ -22,7 +22,13 @@ from tests.unit.training.sample_files import (
     write_shard,
     write_table,
 )
-from tests.unit.training.test_processes import SCRIPTS, TRAIN, finish, last_terms
+from tests.unit.training.test_processes import (
+    SCRIPTS,
+    TRAIN,
+    ends_with_gloo,
+    finish,
+    last_terms,
+)
 from training import diffusion
 from training.checkpoint import read_state
 from training.config import DiffusionConfig
@@ -323,6 +329,7 @@ def test_facts_survive_the_way_through_a_file(tmp_path: Path) -> None:
     assert Facts.read(tmp_path) == facts
 
 
+@ends_with_gloo
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_processes_train_on_files_as_one(tmp_path: Path, tiny_runs: Path) -> None:

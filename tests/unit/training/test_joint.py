@@ -13,7 +13,13 @@ from models.autoencoder import RPiAE
 from models.bridge import BridgeConfig
 from models.pivot import PivotReplica, pivot_loss
 from tests.unit.training.conftest import MODEL, TINY_STAGES, StageRunner
-from tests.unit.training.test_processes import SCRIPTS, TRAIN, finish, last_terms
+from tests.unit.training.test_processes import (
+    SCRIPTS,
+    TRAIN,
+    ends_with_gloo,
+    finish,
+    last_terms,
+)
 from tests.unit.training.test_stages import StoppedError, stop_before_update, tensors_of
 from training import joint
 from training.checkpoint import CheckpointError
@@ -214,6 +220,7 @@ def test_the_dry_run_counts_what_is_trained(config: AutoencoderConfig) -> None:
     assert found.flops_per_step > 0
 
 
+@ends_with_gloo
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_processes_train_as_one(

@@ -114,6 +114,12 @@ def test_a_stage_that_cannot_be_spread_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 TRAIN = ["-m", "tests.unit.training.train_tiny"]
 
+# Gloo's threads can abort a process of PyTorch that has done all and ends: only then once more.
+# https://github.com/pytorch/pytorch/pull/179291
+ends_with_gloo = pytest.mark.flaky(
+    reruns=2, only_rerun=["terminate called without an active exception"]
+)
+
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -137,6 +143,7 @@ def last_terms(run: Path) -> dict[str, float]:
     return {key: value for key, value in line.items() if key != "samples_per_s"}
 
 
+@ends_with_gloo
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from tests.unit.training.conftest import TINY_STAGES, StageRunner
-from tests.unit.training.test_processes import SCRIPTS, TRAIN, finish, last_terms
+from tests.unit.training.test_processes import (
+    SCRIPTS,
+    TRAIN,
+    ends_with_gloo,
+    finish,
+    last_terms,
+)
 from training.augment import augment
 from training.config import AutoencoderConfig, ComputeConfig
 from training.losses import noise_tokens
@@ -25,6 +31,7 @@ CHANGES = {
 STAGES = [config for config in TINY_STAGES if isinstance(config, AutoencoderConfig)]
 
 
+@ends_with_gloo
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
