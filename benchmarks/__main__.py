@@ -57,7 +57,7 @@ class Outcome:
     seconds: float
 
 
-_MIXED = ("--policies", "continuous", "request-level", "--repeats", "1", "--seconds", "10")
+_MIXED = ("--policies", "continuous", "request-level", "--repeats", "1", "--seconds", "6")
 
 # The queue's costs go into the validation, and what that finds out into the simulation.
 BENCHMARKS = (
@@ -69,7 +69,7 @@ BENCHMARKS = (
     Benchmark(
         name="simulate_validate",
         module="simulate",
-        short=("--validate", "--seconds", "10"),
+        short=("--validate", "--seconds", "6"),
         full=("--validate",),
     ),
     Benchmark(
@@ -105,9 +105,9 @@ BENCHMARKS = (
     ),
     Benchmark(name="serving_soak", module="serving_soak", short=None),
     Benchmark(name="before_after", module="before_after", short=None),
-    Benchmark(name="samplers", module="samplers", short=("--prompts", "6")),
+    Benchmark(name="samplers", module="samplers", short=("--prompts", "4")),
     Benchmark(name="tokenizer", module="tokenizer", short=("--rounds", "1", "--batches", "1")),
-    Benchmark(name="backends", module="backends", short=("--rounds", "5", "--prompts", "12")),
+    Benchmark(name="backends", module="backends", short=("--rounds", "3", "--prompts", "12")),
     Benchmark(name="onnx_options", module="onnx_options", short=("--repeats", "6")),
     Benchmark(name="training", module="training", short=("--rounds", "3")),
     Benchmark(name="gpu_curve", module="gpu_curve", short=("--batches", "1", "8", "64")),
