@@ -43,7 +43,7 @@ check: $(VENV)/.stamp-dev
 	$(if $(PROMTOOL),promtool check config $(PROMETHEUS)/prometheus.yml $(PROMETHEUS)/kubernetes.yml)
 	$(if $(PROMTOOL),promtool test rules $(PROMETHEUS)/alerts_test.yml)
 
-# make bench ARGS=--full measures for hours what the short form measures in 15 minutes.
+# make bench ARGS=--full measures for hours what the short form measures in about 15 minutes.
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks $(ARGS)
 

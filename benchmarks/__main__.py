@@ -2,7 +2,7 @@
 
     python -m benchmarks [--full] [--only job_queue simulate]
 
-The short form takes less than 15 minutes on two quiet cores; `--full` has the sizes of the
+The short form takes about 15 minutes on two quiet cores; `--full` has the sizes of the
 committed tables and takes hours. Each benchmark is a command of its own, which is printed; it
 writes its report to results/ and its table to README.md (the comparison with other servers in the
 short form only to runs/benchmarks/). One that fails does not stop the others, but the exit status
